@@ -1,0 +1,103 @@
+"""What flows from data to everything else: batches, and what is known of their source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from ornstein.choice import Choice
+from ornstein.lazy import torch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Samples with their condition and their names.
+
+    x: [B, *shape]. ids: int64 [B], the sample's number in its data set.
+    label: int64 [B], the class, or None where the data has no classes.
+    """
+
+    x: Tensor
+    ids: Tensor
+    label: Tensor | None = None
+
+
+class BadFile(NamedTuple):
+    """A file that was skipped, and why, in one sentence."""
+
+    path: str
+    reason: str
+
+
+class DataInfo(Choice):
+    """What is known about a data set, in the values that it is stored in.
+
+    shape: of one sample; images are (C, H, W).
+    range: the smallest and largest possible value, or None for unbounded numbers.
+    bins: how many equally spaced values there are from range[0] to range[1] (256 for 8-bit
+        images), or None for real numbers. The bin width, in any scaling, follows from the two.
+    mean, std: moments over all values of the training split, at the scale of `range`.
+    fingerprint: SHA-256 of the content, in order: the same files give the same string anywhere.
+    """
+
+    name: str
+    kind: Literal["image", "vector", "sequence"]
+    shape: tuple[int, ...]
+    range: tuple[float, float] | None = None
+    bins: int | None = None
+    classes: tuple[str, ...] = ()
+    count: int
+    held_out: int = 0
+    mean: float
+    std: float
+    fingerprint: str
+
+    def scaled(self, target: tuple[float, float] | None) -> DataInfo:
+        """The same data at the scale of `target`, the range that an objective declares."""
+        scale, shift = affine(self.range, target)
+        if self.range is None or target is None:
+            return self
+        return self.model_copy(
+            update={
+                "range": target,
+                "mean": scale * self.mean + shift,
+                "std": abs(scale) * self.std,
+            }
+        )
+
+
+class Dataset(NamedTuple):
+    """A data set in memory or in a memory-mapped file.
+
+    x: [N, *shape] in native values (uint8 images, float32 vectors). label: int64 [N] or None.
+    train, held_out: the numbers of the samples in each split, rising.
+    bad: the files that were left out. labels of classes are `info.classes`.
+    """
+
+    info: DataInfo
+    x: np.ndarray
+    label: np.ndarray | None
+    train: np.ndarray
+    held_out: np.ndarray
+    bad: tuple[BadFile, ...] = ()
+
+    def batch(self, ids: np.ndarray, scale: tuple[float, float] | None = None) -> Batch:
+        """The samples `ids`, as float32 at the scale of the range `scale` (None: native values)."""
+        a, b = affine(self.info.range, scale)
+        x = torch.from_numpy(self.x[ids]).to(torch.float32)
+        if (a, b) != (1.0, 0.0):
+            x = x.mul_(a).add_(b)
+        label = None if self.label is None else torch.from_numpy(self.label[ids])
+        return Batch(x, torch.from_numpy(ids), label)
+
+
+def affine(
+    source: tuple[float, float] | None, target: tuple[float, float] | None
+) -> tuple[float, float]:
+    """(a, b) such that a·x + b takes `source` to `target`; the identity if either is None."""
+    if source is None or target is None:
+        return 1.0, 0.0
+    a = (target[1] - target[0]) / (source[1] - source[0])
+    return a, target[0] - a * source[0]

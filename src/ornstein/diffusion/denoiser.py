@@ -1,0 +1,92 @@
+"""A network made into a denoiser: (x, level) in, `Prediction` out.
+
+    f = network(c_in x, label(level), cond),   c_in = 1/√(σ² + σ_d² α²)
+    prediction = resolve(x, level, f, p, q)
+
+The denoiser owns the scale of the input and the noise label, so no network ever sees σ; and it
+owns the target, so nothing downstream ever sees what the network predicts. For a variance-
+preserving process and σ_d = 1 the input scale is exactly 1, as in DDPM; for VE it is EDM's c_in.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ornstein.diffusion.levels import Level, expand
+from ornstein.diffusion.prediction import (
+    Denoise,
+    Prediction,
+    PredictionTarget,
+    check_admissible,
+    resolve,
+)
+from ornstein.diffusion.process import NoisingProcess
+from ornstein.errors import ConfigError
+from ornstein.nn.cond import NO_COND, Cond
+
+Label = Literal["time", "log_sigma"]
+
+
+class Denoiser(nn.Module):
+    """backbone + process + target.
+
+    network: (x [B, *], label [B], Cond) -> [B, *], ignorant of diffusion.
+    label: `time` is 1000 t, DDPM's index at T = 1000; `log_sigma` is EDM's ¼ ln(σ/α).
+    sigma_data: standard deviation of clean data at the model's scale.
+    Raises: ConfigError where the target does not determine x0 at some time of the process.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: NoisingProcess,
+        target: PredictionTarget,
+        label: Label = "time",
+        sigma_data: float = 1.0,
+    ) -> None:
+        super().__init__()
+        check_admissible(target, process)
+        if label == "log_sigma" and process(torch.ones(1, dtype=torch.float64))[0].item() == 0:
+            raise ConfigError(
+                "the noise label 'log_sigma' is infinite where α = 0, at the last time of this "
+                "process; write label=time"
+            )
+        self.network = network
+        self.process = process
+        self.target = target
+        self.label = label
+        self.sigma_data = sigma_data
+
+    def forward(self, x: Tensor, level: Level, cond: Cond = NO_COND) -> Prediction:
+        """x [B, *] at `level` (σ > 0) -> Prediction in the precision of x."""
+        p, q = self.target(self.process, level)
+        f = self.output(x, level, cond)
+        return resolve(x, level, f, p, q)
+
+    def output(self, x: Tensor, level: Level, cond: Cond = NO_COND) -> Tensor:
+        """What the network says, f [B, *]: the quantity that training compares."""
+        norm = (level.sigma**2 + (self.sigma_data * level.alpha) ** 2) ** 0.5
+        f: Tensor = self.network(x * expand(1.0 / norm, x), self.noise_label(x, level), cond)
+        return f.to(x.dtype)
+
+    def noise_label(self, x: Tensor, level: Level) -> Tensor:
+        """The level as the network is told it, float32 [B]."""
+        if self.label == "time":
+            label = 1000.0 * torch.as_tensor(level.t, dtype=torch.float64)
+        else:
+            alpha, sigma = (torch.as_tensor(c, dtype=torch.float64) for c in level[1:])
+            label = 0.25 * torch.log(sigma / alpha)
+        return label.to(x.device, torch.float32).expand(len(x))
+
+
+def bind(denoiser: Denoiser, cond: Cond = NO_COND) -> Denoise:
+    """The denoiser with its condition fixed: what steps, likelihoods and guidance take."""
+
+    def denoise(x: Tensor, level: Level) -> Prediction:
+        prediction: Prediction = denoiser(x, level, cond)
+        return prediction
+
+    return denoise

@@ -1,0 +1,129 @@
+"""Randomness as a value: a pure function of its key, the same in any batch, worker or rank.
+
+    u = Philox4x32-10(counter = (block, draw, step, id), key = hash(seed, purpose))
+
+J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+The key has 64 bits (a torch CPU generator keeps 32 of a seed), and every sample has counters of
+its own: what sample 37 of step 5 draws depends on (seed, purpose, step 5, 37) only. Bits are
+equal on every device; normals agree to rounding, since logarithms and cosines differ there.
+
+There is no state to save or restore, and nothing to advance: a draw is named, not taken.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+
+
+def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
+    """Philox4x32-10 of int64 `counter[4, n]` (32-bit words) -> int64 `[4, n]` (32-bit words)."""
+    k0, k1 = key
+    multiplier = torch.tensor([[_M0], [_M1]], device=counter.device)
+    even, odd = counter[0::2], counter[1::2]  # (c0, c2), (c1, c3)
+    for _ in range(10):
+        product = even * multiplier  # wraps in int64, where the low 64 bits are still right
+        high, low = (product >> 32) & _MASK, product & _MASK
+        round_key = torch.tensor([[k0], [k1]], device=counter.device)
+        even, odd = high.flip(0) ^ odd ^ round_key, low.flip(0)
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    return torch.stack((even[0], odd[0], even[1], odd[1]))
+
+
+class Noise(NamedTuple):
+    """The random numbers of a batch: sample `b` of the batch draws as sample `ids[b]`.
+
+    Shapes: `ids` is int64 [B], the positions in the *global* batch (training) or the sample
+    numbers (generation). `step` tells apart the steps of a loop; `purpose` the uses within one.
+    """
+
+    key: tuple[int, int]
+    ids: Tensor
+    step: int = 0
+
+    @classmethod
+    def of(cls, seed: int, purpose: str, ids: Tensor | Sequence[int] | range | int) -> "Noise":
+        """The noise of `seed` for `purpose`; a whole number of ids means 0, 1, ... below it."""
+        if isinstance(ids, int):
+            ids = range(ids)
+        tensor = ids if isinstance(ids, Tensor) else torch.tensor(list(ids), dtype=torch.int64)
+        return cls(_key(f"{seed}/{purpose}"), tensor)
+
+    def child(self, purpose: str) -> "Noise":
+        """Independent noise for another purpose of the same samples and step."""
+        return self._replace(key=_key(f"{self.key[0]:08x}{self.key[1]:08x}/{purpose}"))
+
+    def at(self, step: int) -> "Noise":
+        """The noise of step `step` of a loop."""
+        return self._replace(step=step)
+
+    def of_samples(self, part: slice) -> "Noise":
+        """The noise of a part of the batch."""
+        return self._replace(ids=self.ids[part])
+
+    def bits(self, draw: int, count: int) -> Tensor:
+        """`count` random 32-bit words per sample, as int64 [B, count]."""
+        blocks = -(-count // 4)
+        device, batch = self.ids.device, len(self.ids)
+        counter = torch.empty(4, batch, blocks, dtype=torch.int64, device=device)
+        counter[0] = torch.arange(blocks, device=device)
+        counter[1] = draw ^ ((self.ids >> 32).unsqueeze(1) << 16)  # ids may pass 32 bits
+        counter[2] = self.step
+        counter[3] = (self.ids & _MASK).unsqueeze(1)
+        words = philox(counter.view(4, -1), self.key).view(4, batch, blocks)
+        return words.permute(1, 2, 0).reshape(batch, -1)[:, :count]
+
+    def uniform(
+        self, draw: int, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Uniform numbers in the open interval (0, 1), `[B, *shape]`.
+
+        23 bits for float32, 52 for float64; neither end is ever returned.
+        """
+        count = math.prod(shape)
+        if dtype == torch.float64:
+            words = self.bits(draw, 2 * count)
+            mantissa = ((words[:, :count] & 0xFFFFF) << 32) | words[:, count:]
+            u = (mantissa.double() + 0.5) * 2.0**-52
+        else:
+            u = ((self.bits(draw, count) >> 9).to(torch.float32) + 0.5) * 2.0**-23
+            u = u.to(dtype)
+        return u.view(-1, *shape)
+
+    def normal(
+        self, draw: int, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Standard normal numbers, `[B, *shape]`, by the Box-Muller transform of uniforms."""
+        count = math.prod(shape)
+        half = -(-count // 2)
+        words = self.bits(draw, 2 * half)
+        precise = dtype == torch.float64
+        work = torch.float64 if precise else torch.float32
+        # A full 32-bit radius word reaches 6.7 standard deviations, also in single precision.
+        radius = (words[:, :half].to(torch.float64) + 0.5) * 2.0**-32
+        angle = words[:, half:].to(work) * (2 * math.pi * 2.0**-32)
+        length = radius.log().mul_(-2).sqrt_().to(work)
+        z = torch.cat((length * angle.cos(), length * angle.sin()), dim=1)[:, :count]
+        return z.to(dtype).view(-1, *shape)
+
+    def integers(self, draw: int, high: int, shape: Sequence[int] = ()) -> Tensor:
+        """Whole numbers in [0, high), int64 `[B, *shape]`; the bias is below high / 2^32."""
+        return ((self.bits(draw, math.prod(shape)) * high) >> 32).view(-1, *shape)
+
+
+def permutation(seed: int, purpose: str, step: int, count: int) -> Tensor:
+    """A random order of 0 ... count-1 that depends on (seed, purpose, step) only."""
+    words = Noise.of(seed, purpose, count).at(step).bits(0, 2)
+    return torch.argsort(((words[:, 0] & 0x7FFFFFFF) << 32) | words[:, 1], stable=True)
+
+
+def _key(text: str) -> tuple[int, int]:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
