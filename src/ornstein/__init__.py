@@ -1,0 +1,55 @@
+"""Ornstein: generative models from autoencoders to diffusion, as one small algebra.
+
+The public names, imported at their first use.
+"""
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "ornstein.choice": ("Choice", "RunRef"),
+    "ornstein.data.info": ("Batch", "DataInfo", "Dataset"),
+    "ornstein.data.sources": ("Arrays", "Digits", "Folder", "Toy", "recognise"),
+    "ornstein.diffusion.denoiser": ("Denoiser", "bind"),
+    "ornstein.diffusion.grid": ("Explicit", "Karras", "Leading", "LogSNR", "Trailing", "Uniform"),
+    "ornstein.diffusion.levels": ("CLEAN", "Level", "level_at", "level_of_log_snr"),
+    "ornstein.diffusion.model": ("Diffusion",),
+    "ornstein.diffusion.oracle": ("Finite", "Mixture", "gaussian"),
+    "ornstein.diffusion.prediction": (
+        *("EDM", "Eps", "Prediction", "Score", "V", "Velocity", "X0"),
+        *("Denoise", "mix", "resolve"),
+    ),
+    "ornstein.diffusion.process": (
+        *("VE", "VP", "Cosine", "Straight", "SubVP", "Tabulated"),
+        *("drift_diffusion", "log_snr", "rates", "transition"),
+    ),
+    "ornstein.diffusion.sampling": ("Sampling",),
+    "ornstein.diffusion.steps": (*("Ancestral", "Heun", "Jump", "Multistep", "Renoise", "sample"),),
+    "ornstein.errors": ("ConfigError", "DataError", "OrnsteinError"),
+    "ornstein.nn.cond": ("Cond",),
+    "ornstein.nn.networks": ("MLP", "UNet"),
+    "ornstein.noise": ("Noise",),
+    "ornstein.objectives.base": ("Context", "Loss"),
+    "ornstein.objectives.denoising": (
+        *("SNR", "Denoising", "Discrete", "LogNormal", "Simple", "UniformTime"),
+    ),
+    "ornstein.optim": ("HalfLife", "Optim", "Power"),
+    "ornstein.recipe": ("Recipe", "named"),
+    "ornstein.run": ("Run",),
+    "ornstein.training": ("Event", "Learner", "TrainState", "train"),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'ornstein' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

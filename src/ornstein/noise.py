@@ -78,7 +78,7 @@ class Noise(NamedTuple):
         counter[2] = self.step
         counter[3] = (self.ids & _MASK).unsqueeze(1)
         words = philox(counter.view(4, -1), self.key).view(4, batch, blocks)
-        return words.permute(1, 2, 0).reshape(batch, -1)[:, :count]
+        return words.permute(1, 2, 0).reshape(batch, 4 * blocks)[:, :count]
 
     def uniform(
         self, draw: int, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32
@@ -95,7 +95,7 @@ class Noise(NamedTuple):
         else:
             u = ((self.bits(draw, count) >> 9).to(torch.float32) + 0.5) * 2.0**-23
             u = u.to(dtype)
-        return u.view(-1, *shape)
+        return u.view(len(self.ids), *shape)
 
     def normal(
         self, draw: int, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32
@@ -111,11 +111,11 @@ class Noise(NamedTuple):
         angle = words[:, half:].to(work) * (2 * math.pi * 2.0**-32)
         length = radius.log().mul_(-2).sqrt_().to(work)
         z = torch.cat((length * angle.cos(), length * angle.sin()), dim=1)[:, :count]
-        return z.to(dtype).view(-1, *shape)
+        return z.to(dtype).view(len(self.ids), *shape)
 
     def integers(self, draw: int, high: int, shape: Sequence[int] = ()) -> Tensor:
         """Whole numbers in [0, high), int64 `[B, *shape]`; the bias is below high / 2^32."""
-        return ((self.bits(draw, math.prod(shape)) * high) >> 32).view(-1, *shape)
+        return ((self.bits(draw, math.prod(shape)) * high) >> 32).view(len(self.ids), *shape)
 
 
 def permutation(seed: int, purpose: str, step: int, count: int) -> Tensor:

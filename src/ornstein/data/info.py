@@ -23,6 +23,10 @@ class Batch(NamedTuple):
     ids: Tensor
     label: Tensor | None = None
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        return Batch(*(t if t is None else t.to(device, non_blocking=True) for t in self))  # type: ignore[arg-type]
+
 
 class BadFile(NamedTuple):
     """A file that was skipped, and why, in one sentence."""

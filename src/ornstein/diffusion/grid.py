@@ -145,6 +145,11 @@ def _ends(
         )
     if low >= high:
         raise ConfigError(f"the grid's sigma_min ({low:g}) must be below its sigma_max ({high:g})")
+    if low < ratio[0] * (1 - 1e-9) or high > ratio[1] * (1 + 1e-9):
+        raise ConfigError(
+            f"the grid's sigma_min ({low:g}) and sigma_max ({high:g}) must lie within σ/α of the "
+            f"process, {ratio[0]:.4g} to {ratio[1]:.4g}: beyond it no network was trained"
+        )
     return low, high
 
 

@@ -5,8 +5,9 @@
 is all that a process says, with the inverse of its log-SNR. The rest follows, once for all:
 
     log_snr           λ = 2 log(α/σ)
-    rates             α̇, σ̇, the forward-mode derivatives of the two lines
-    transition        x_t = α_{t|s} x_s + σ_{t|s} ε;  α_{t|s} = α_t/α_s, σ²_{t|s} = σ_t² − α²_{t|s} σ_s²
+    rates             α̇, σ̇, the derivatives of the two lines by automatic differentiation
+    transition        x_t = α_{t|s} x_s + σ_{t|s} ε;  α_{t|s} = α_t/α_s,
+                      σ²_{t|s} = σ_t² − α²_{t|s} σ_s²
     drift_diffusion   dx = f x dt + g dw;  f = α̇/α, g² = 2σ (σ̇ − f σ)      (notes eq 1.19)
 
 Times are float64 tensors and so are α and σ. The notes' step i of T is t = i/T.
@@ -203,11 +204,14 @@ def log_snr(process: NoisingProcess, t: Tensor) -> Tensor:
 
 
 def rates(process: NoisingProcess, t: Tensor) -> tuple[Tensor, Tensor]:
-    """α̇(t), σ̇(t): the forward-mode derivative of the process itself."""
-    derivatives: tuple[Tensor, Tensor] = torch.func.jvp(
-        process.__call__, (t,), (torch.ones_like(t),)
-    )[1]
-    return derivatives
+    """α̇(t), σ̇(t): the derivatives of the process itself.
+
+    By two pull-backs, since torch's forward mode compiles with a deprecated `torch.jit.script`
+    and so warns; α and σ are elementwise in t, so both modes give the same.
+    """
+    _, pull = torch.func.vjp(process.__call__, t)[:2]
+    one, zero = torch.ones_like(t), torch.zeros_like(t)
+    return pull((one, zero))[0], pull((zero, one))[0]
 
 
 def transition(process: NoisingProcess, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,12 @@ ranks change nothing; whatever else has to be reduced is returned as sums.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ornstein.data.info import Batch
     from ornstein.noise import Noise
@@ -44,7 +44,7 @@ class Objective(Protocol):
     def range(self) -> tuple[float, float] | None:
         """The range in which bounded data must arrive; None for the data's own values."""
 
-    def __call__(self, model: nn.Module, batch: Batch, context: Context) -> Loss: ...
+    def __call__(self, model: Any, batch: Batch, context: Context) -> Loss: ...
 
 
 @runtime_checkable
@@ -52,6 +52,4 @@ class AfterStep(Protocol):
     """An objective with something to do after each update, without gradients: codebooks,
     restarts of dead codes, target networks. `stats` are summed over the global batch."""
 
-    def after_step(
-        self, model: nn.Module, stats: Mapping[str, Tensor], context: Context
-    ) -> None: ...
+    def after_step(self, model: Any, stats: Mapping[str, Tensor], context: Context) -> None: ...

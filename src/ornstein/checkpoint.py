@@ -1,0 +1,224 @@
+"""Checkpoints that are either whole or not there.
+
+    ckpt/step-00001234/    model.safetensors  average-*.safetensors  optimizer.safetensors
+                           state.json  manifest.json
+
+A save writes into a hidden folder beside these, flushes each file, writes the manifest (size and
+SHA-256 of every file) last, flushes it and the folder, and only then renames the folder to its
+step. "Latest" means the newest folder whose manifest parses and whose every byte is as hashed:
+safetensors notices a truncated file but not a flipped bit. Damaged folders are moved to
+`quarantine/` and named; nothing is deleted but checkpoints that a newer whole one has replaced.
+No pickle: tensors are safetensors, everything else is JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ornstein import fsops
+from ornstein.errors import CheckpointError, StorageError
+from ornstein.training import TrainState
+
+FORMAT = 1
+KEEP = 2
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+class Checkpoint(NamedTuple):
+    """A verified checkpoint: its folder, its manifest and its `state.json`."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    state: dict[str, Any]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of `name`.safetensors, on the CPU."""
+        content = (self.folder / f"{name}.safetensors").read_bytes()
+        expected = self.manifest["files"][f"{name}.safetensors"]["sha256"]
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise CheckpointError(f"{self.folder / name}.safetensors changed while it was read")
+        return safetensors.torch.load(content)
+
+    def sha256(self, name: str) -> str:
+        """The SHA-256 of `name`.safetensors, by which other runs refer to these weights."""
+        return str(self.manifest["files"][f"{name}.safetensors"]["sha256"])
+
+
+def save(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
+    """Write the whole training state as a checkpoint below `folder`; older ones are pruned.
+
+    extra: JSON values stored beside the step. Returns the checkpoint's folder.
+    Raises: StorageError; what was there before is untouched then.
+    """
+    target = folder / f"step-{state.step:08d}"
+    if _verified(target) is not None:
+        return target
+    fsops.make_folder(folder)
+    temporary = folder / f".tmp-{state.step:08d}-{uuid.uuid4().hex[:8]}"
+    fsops.make_folder(temporary)
+    try:
+        files = {name: safetensors.torch.save(t) for name, t in _tensors(state).items()}
+        content = {f"{name}.safetensors": data for name, data in files.items()}
+        scalars = {"format": FORMAT, "step": state.step, "samples": state.samples, **extra}
+        content["state.json"] = json.dumps(scalars, indent=1).encode()
+        needed = int(1.2 * sum(map(len, content.values())))
+        free = fsops.free_bytes(folder)
+        if free < needed:
+            raise StorageError(
+                f"a checkpoint needs {needed:,} bytes in {folder} and {free:,} are free; "
+                "free some space, then run the same command again"
+            )
+        for name, data in content.items():
+            fsops.write(temporary / name, data)
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "step": state.step,
+            "torch": torch.__version__,
+            "files": {
+                name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                for name, data in content.items()
+            },
+        }
+        manifest["digest"] = _digest(manifest)
+        fsops.write(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+        fsops.flush_folder(temporary)
+        if target.exists():  # damaged, or it would have been returned above
+            _quarantine(target)
+        fsops.rename(temporary, target)
+    except BaseException:
+        if temporary.exists():
+            fsops.remove(temporary)
+        raise
+    for old in _folders(folder)[:-KEEP]:
+        fsops.remove(old)
+    return target
+
+
+def latest(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """The newest whole checkpoint below `folder`, and sentences about those that are damaged.
+
+    Leftovers of interrupted saves are removed. Returns (None, ()) if there never was one.
+    Raises: CheckpointError if there are checkpoints and none is whole.
+    """
+    for leftover in folder.glob(".tmp-*"):
+        fsops.remove(leftover)
+    notes: list[str] = []
+    for candidate in reversed(_folders(folder)):
+        checkpoint = _verified(candidate)
+        if checkpoint is not None:
+            return checkpoint, tuple(notes)
+        moved = _quarantine(candidate)
+        notes.append(f"checkpoint {candidate.name} is damaged and was moved to {moved}")
+    if notes or any((folder / "quarantine").glob("step-*")):
+        raise CheckpointError(
+            f"no whole checkpoint is left in {folder}; the damaged ones are in its folder "
+            "quarantine; to start over, train with --fresh"
+        )
+    return None, ()
+
+
+def restore(checkpoint: Checkpoint, state: TrainState) -> None:
+    """Put a training state back exactly as it was saved.
+
+    Raises: CheckpointError where the weights do not belong to this architecture.
+    """
+    load_weights(checkpoint, "model", state.learner)
+    for name, copies in state.averages.items():
+        load_weights(checkpoint, f"average-{name}", copies)
+    tensors = checkpoint.tensors("optimizer")
+    per_parameter: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        per_parameter.setdefault(int(index), {})[name] = value
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": per_parameter, "param_groups": groups})
+    state.step = int(checkpoint.state["step"])
+    state.samples = int(checkpoint.state["samples"])
+
+
+def load_weights(checkpoint: Checkpoint, name: str, module: torch.nn.Module) -> None:
+    """Load `name`.safetensors into a module, strictly."""
+    if f"{name}.safetensors" not in checkpoint.manifest["files"]:
+        known = [n.removesuffix(".safetensors") for n in checkpoint.manifest["files"]]
+        raise CheckpointError(
+            f"{checkpoint.folder} holds no {name!r}; it has {', '.join(sorted(known))}"
+        )
+    try:
+        module.load_state_dict(checkpoint.tensors(name))
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise CheckpointError(
+            f"the weights in {checkpoint.folder} do not fit this model ({first}); "
+            "its recipe has changed since they were saved"
+        ) from error
+
+
+def _tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
+    groups: dict[str, dict[str, Tensor]] = {"model": state.learner.state_dict()}
+    for name, copies in state.averages.items():
+        groups[f"average-{name}"] = copies.state_dict()
+    optimizer = state.optimizer.state_dict()["state"]
+    groups["optimizer"] = {
+        f"{index}.{name}": value
+        for index, values in optimizer.items()
+        for name, value in values.items()
+    }
+    return {
+        # A copy of each: tensors that share memory cannot be stored under two names.
+        group: {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+        for group, tensors in groups.items()
+    }
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    found = [p for p in folder.glob("step-*") if p.is_dir() and _STEP.fullmatch(p.name)]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def _verified(folder: Path) -> Checkpoint | None:
+    """The checkpoint in `folder` if every byte of it is as its manifest says."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        if manifest["format"] > FORMAT:
+            raise CheckpointError(
+                f"{folder} was written by a newer version (format {manifest['format']}, this one "
+                f"reads {FORMAT}); upgrade ornstein"
+            )
+        if manifest.pop("digest") != _digest(manifest) or "state.json" not in manifest["files"]:
+            return None
+        for name, expected in manifest["files"].items():
+            path = folder / name
+            if path.parent != folder or path.stat().st_size != expected["bytes"]:
+                return None
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                    return None
+        state = json.loads((folder / "state.json").read_bytes())
+        if state["step"] != manifest["step"] or folder.name != f"step-{state['step']:08d}":
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Checkpoint(folder, manifest, state)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _quarantine(folder: Path) -> Path:
+    place = folder.parent / "quarantine"
+    fsops.make_folder(place)
+    target = place / f"{folder.name}-{uuid.uuid4().hex[:8]}"
+    fsops.rename(folder, target)
+    return target

@@ -1,0 +1,138 @@
+"""Training as a person runs it: announced, watched, stopped by Ctrl-C, and summed up."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ornstein.cli.progress import clock, counted, watched
+from ornstein.cli.request import Request
+
+
+class Outcome(NamedTuple):
+    """A run, and the exit code of training it: 0, or 128 + the signal that stopped it."""
+
+    run: Any
+    code: int
+
+
+def carry_out(
+    asked: Request,
+    *,
+    runs: Path,
+    name: str | None = None,
+    save_every: float = 60.0,
+    fresh: bool = False,
+    allow: tuple[str, ...] = (),
+    previews: bool = True,
+) -> Outcome:
+    """Make or find the run that is asked for, and train it to its end or until it is stopped."""
+    import torch
+
+    from ornstein.data.stream import Stream
+    from ornstein.run import Run, loader
+    from ornstein.training import flops_per_sample, matmul_peak
+
+    for note in asked.notes:
+        say(note)
+    if fresh:
+        _set_aside(runs / name if name else None, asked, runs)
+    if asked.recipe.optim.samples is None:
+        say(f"measuring the speed, for a training of {asked.recipe.optim.minutes:g} minutes")
+    run = Run.create(
+        asked.recipe, runs, name, asked.provenance, allow=allow, progress=counted("reading")
+    )
+    _report_data(run)
+    if run.finished:
+        say(
+            f"{run.path} is finished ({run.total:,} samples); "
+            "train longer with --samples or --minutes, or draw from it: "
+            f"ornstein sample {run.path}"
+        )
+        return Outcome(run, 0)
+    start = run.samples
+    learner = run.recipe.learner(run.info, loader(type(run.recipe))).to(run.device)
+    parameters = sum(p.numel() for p in learner.parameters())
+    source = Stream(run.dataset, run.recipe.seed, run.recipe.objective.range)
+    flops = flops_per_sample(learner, source, run.recipe.seed)
+    peak = matmul_peak(run.device, torch.float32)
+    resumed = f", resumed at {start:,}" if start else ""
+    say(
+        f"{run.path}: {parameters:,} parameters, {run.total:,} samples{resumed}, "
+        f"{run.device} with {torch.get_num_threads()} threads"
+    )
+    begun = time.monotonic()
+    with _stopping() as stop:
+        events = run.train(save_every=save_every, previews=previews)
+        for _event in watched(events, start, run.total, flops, peak):
+            if stop:
+                break
+        events.close()  # type: ignore[attr-defined]
+    if stop and not run.finished:
+        say(f"\nstopped after a save; the same command goes on: {run.path}")
+        return Outcome(run, 128 + stop[0])
+    say(f"trained in {clock(time.monotonic() - begun)}; pictures in {run.path / 'previews'}")
+    return Outcome(run, 0)
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _report_data(run: Any) -> None:
+    info, bad = run.info, run.dataset.bad
+    classes = f", {len(info.classes)} classes" if info.classes else ""
+    shape = "×".join(map(str, info.shape))
+    say(
+        f"data: {info.name}, {info.count:,} samples of {shape}{classes}, {info.held_out:,} held out"
+    )
+    for file in bad[:5]:
+        say(f"skipped {file.path}: {file.reason}")
+    if len(bad) > 5:
+        say(f"... and {len(bad) - 5:,} more")
+    if bad:
+        lines = "".join(f"{file.path}\t{file.reason}\n" for file in bad)
+        (run.path / "bad_files.tsv").write_text(lines, encoding="utf-8")
+        say(
+            f"{len(bad):,} unreadable files were skipped; {run.path}/bad_files.tsv lists them"
+        )
+
+
+def _set_aside(path: Path | None, asked: Request, runs: Path) -> None:
+    """Rename the run that would be found, so that a fresh one takes its place."""
+    from ornstein import fsops
+
+    if path is None:
+        path = runs / asked.recipe.run_name()
+    if path.exists():
+        moved = path.with_name(f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+        fsops.rename(path, moved)
+        say(f"set the old run aside as {moved}")
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that the update in progress is finished and saved.
+
+    A second Ctrl-C stops at once; the last checkpoint is whole then too.
+    """
+    received: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    signals = [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.signal(number, note) for number in signals}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

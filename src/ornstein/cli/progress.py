@@ -1,0 +1,71 @@
+"""What a person sees while training: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ornstein.training import Event
+
+PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
+SHOWN_EVERY = 0.2
+
+
+def watched(
+    events: Iterable[Event], start: int, total: int, flops: int, peak: float
+) -> Iterator[Event]:
+    """Pass events through and show loss, samples/s, GFLOP/s, share of peak, wait and ETA.
+
+    start, total: samples used at the start and to be used. flops: of one sample, forward and
+    backward. peak: FLOP/s of this machine.
+    """
+    live = sys.stderr.isatty()
+    began = shown = time.monotonic()
+    since = (start, 0.0, 0.0)  # samples, seconds of steps, seconds waited at the last line
+    steps_seconds = waited = 0.0
+    loss: float | None = None
+    for event in events:
+        steps_seconds += event.seconds
+        waited += event.waited
+        now = time.monotonic()
+        done = event.samples >= total
+        if now - shown >= (SHOWN_EVERY if live else PLAIN_EVERY) or done:
+            value = float(event.loss)
+            loss = value if loss is None else loss + 0.3 * (value - loss)
+            if now > shown:
+                rate = (event.samples - since[0]) / max(now - shown, 1e-9)
+            share_waited = (waited - since[2]) / max(steps_seconds - since[1], 1e-9)
+            average = (event.samples - start) / max(now - began, 1e-9)
+            left = (total - event.samples) / max(average, 1e-9)
+            text = (
+                f"{event.samples / total:4.0%}  {event.samples:,}/{total:,} samples  "
+                f"loss {loss:.4f}  {rate:,.0f}/s  {rate * flops / 1e9:,.0f} GFLOP/s "
+                f"({rate * flops / peak:.0%} of peak)  data wait {share_waited:.1%}  "
+                f"ETA {clock(left)}"
+            )
+            end = "\r" if live and not done else "\n"
+            clear = "\x1b[2K" if live else ""
+            print(f"{clear}{text}", end=end, file=sys.stderr, flush=True)
+            shown, since = now, (event.samples, steps_seconds, waited)
+        yield event
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def counted(what: str) -> Callable[[int, int], None]:
+    """A callback (done, total) that shows a count on a terminal."""
+
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty() and total:
+            end = "\n" if done >= total else "\r"
+            print(f"\x1b[2K{what}: {done:,}/{total:,}", end=end, file=sys.stderr, flush=True)
+
+    return show

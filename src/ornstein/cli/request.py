@@ -1,0 +1,71 @@
+"""From the words of a command to a recipe or a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ornstein.data.sources import recognise
+from ornstein.diffusion.sampling import Sampling
+from ornstein.errors import ConfigError
+from ornstein.recipe import Recipe, named, names
+from ornstein.settings import Resolved, load_yaml, resolve
+
+
+class Request(NamedTuple):
+    """A resolved recipe, where its values came from, and sentences for the user."""
+
+    recipe: Recipe
+    provenance: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def request(
+    recipe: str,
+    data: str | None = None,
+    file: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> Request:
+    """Merge default, recipe, file, options and dotted overrides into one recipe.
+
+    recipe: a recipe's name, or a YAML file (which may be a run's `recipe.yaml`).
+    options: dotted keys with values, from options that have names of their own.
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if file is not None:
+            raise ConfigError("give one YAML file: either as the recipe or with --file")
+        file = path
+        name = load_yaml(file).get("name")
+        base: Recipe | dict[str, Any] = named(name) if name in names() else {}
+    else:
+        base = named(recipe)
+    words = [f"{key}={value}" for key, value in (options or {}).items() if value is not None]
+    if options and options.get("optim.minutes") is not None:
+        words.append("optim.samples=null")
+    elif options and options.get("optim.samples") is not None:
+        words.append("optim.minutes=null")
+    if data is not None:
+        source = recognise(data)
+        given = source.model_dump(mode="json", exclude_unset=True)
+        words.append(f"data.kind={source.kind}")
+        words += [f"data.{key}={_quoted(value)}" for key, value in given.items() if key != "kind"]
+    found: Resolved[Recipe] = resolve(Recipe, base, file, [*words, *overrides])
+    return Request(found.value, found.provenance, found.notes)
+
+
+def generation(
+    base: Sampling, steps: int | None, overrides: Sequence[str]
+) -> tuple[Sampling, bool]:
+    """A run's way of generating with some of it changed, and whether anything is."""
+    words = [] if steps is None else [f"steps={steps}"]
+    words += [word.removeprefix("generation.") for word in overrides]
+    return (resolve(Sampling, base, None, words).value, True) if words else (base, False)
+
+
+def _quoted(value: Any) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)

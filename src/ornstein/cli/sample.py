@@ -1,0 +1,85 @@
+"""`ornstein sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+def sample(
+    run: str,
+    *overrides: str,
+    n: Annotated[int, Parameter(name=["--number", "-n"])] = 64,
+    seed: int = 0,
+    steps: int | None = None,
+    out: Path | None = None,
+    save: Literal["grid", "png", "npz", "gif", "all"] = "grid",
+    average: str = "",
+    runs: Path = Path("runs"),
+) -> None:
+    """Draw samples from a run: a grid, single images, an array, or an animation.
+
+    Parameters
+    ----------
+    run: str
+        A run's name or folder.
+    overrides: str
+        How to generate, such as step=jump step.eta=1 grid=trailing.
+    n: int
+        How many samples; sample i depends on the seed and i only.
+    seed: int
+        Seed of the samples.
+    steps: int
+        Steps of the sampler.
+    out: Path
+        Where to write; by default the folder `samples` of the run.
+    save: Literal["grid", "png", "npz", "gif", "all"]
+        One grid, one PNG a sample, an array in native values, or the reverse process animated.
+    average: str
+        Which average of the weights; "none" for the last weights.
+    runs: Path
+        The folder of all runs.
+    """
+    import io
+
+    import numpy as np
+
+    from ornstein import fsops, pictures
+    from ornstein.cli.request import generation
+    from ornstein.run import Run
+
+    opened = Run.open(run, runs)
+    chosen, changed = generation(opened.recipe.generation, steps, overrides)
+    how = f"{chosen.step.kind}-{chosen.steps}-seed{seed}" if changed else f"seed{seed}"
+    folder = out or opened.path / "samples"
+    fsops.make_folder(folder)
+    wanted = ("grid", "png", "npz", "gif") if save == "all" else (save,)
+
+    def write(name: str, content: bytes) -> None:
+        fsops.replace(folder / name, content)
+        print(folder / name)
+
+    if set(wanted) - {"gif"}:
+        x = opened.generate(n, seed, generation=chosen, average=average)
+        if "grid" in wanted:
+            write(f"grid-{how}.png", pictures.png(pictures.picture(x, opened.info)))
+        if "npz" in wanted:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, samples=x)
+            write(f"samples-{how}.npz", buffer.getvalue())
+        if "png" in wanted:
+            if opened.info.kind != "image":
+                x_names: list[bytes] = []
+            else:
+                x_names = [pictures.png(pictures.picture(one[None], opened.info)) for one in x]
+            for i, content in enumerate(x_names):
+                fsops.replace(folder / f"{how}-{i:05d}.png", content)
+            print(f"{folder}/{how}-*.png: {len(x_names)} images")
+    if "gif" in wanted:
+        states = opened.states(min(n, 64), seed, generation=chosen, average=average)
+        kept = states[:: max(1, len(states) // 60)]
+        kept = kept if kept[-1] is states[-1] else [*kept, states[-1]]
+        frames = [pictures.picture(state, opened.info) for state in kept]
+        write(f"reverse-{how}.gif", pictures.animation(frames))

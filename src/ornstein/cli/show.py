@@ -1,0 +1,48 @@
+"""`ornstein show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ornstein.recipe import Recipe
+
+
+def show(name: str, other: str | None = None, *, runs: Path = Path("runs")) -> None:
+    """Show a recipe or a run as YAML, or how two of them differ.
+
+    Parameters
+    ----------
+    name: str
+        A recipe, a run, or a YAML file.
+    other: str
+        A second one: print only the settings in which the two differ.
+    runs: Path
+        The folder of all runs.
+    """
+    from ornstein.settings import difference
+
+    first = _recipe(name, runs)
+    if other is None:
+        print(first.yaml(), end="")
+        return
+    for key, (left, right) in difference(first, _recipe(other, runs)).items():
+        print(f"{key}: {left} -> {right}")
+
+
+def _recipe(name: str, runs: Path) -> Recipe:
+    from ornstein.cli.request import request
+    from ornstein.errors import ConfigError, nearest
+    from ornstein.recipe import Recipe, named, names
+    from ornstein.settings import resolve
+
+    if name in names():
+        return named(name)
+    for folder in (Path(name), runs / name):
+        if (folder / "recipe.yaml").is_file():
+            return resolve(Recipe, {}, folder / "recipe.yaml").value
+    if Path(name).suffix in (".yaml", ".yml"):
+        return request(name).recipe
+    known = [*names(), *(path.parent.name for path in runs.glob("*/recipe.yaml"))]
+    raise ConfigError(f"there is no recipe or run {name!r}{nearest(name, known)}")

@@ -1,0 +1,340 @@
+"""Where data comes from: four choices, and how a word or a path on the command line names one.
+
+A source loads into a `Dataset` with a training split and a held-out one. Which samples are held
+out depends on their number alone: the first `held_out · N` of one fixed permutation, so that the
+same data is split the same way in every run. A folder with splits of its own keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, get_args
+
+from pydantic import AfterValidator, Field
+
+from ornstein.choice import Choice
+from ornstein.data.info import BadFile, DataInfo, Dataset
+from ornstein.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Progress: TypeAlias = "Callable[[int, int], None]"
+"""Called with (done, total) while files are read."""
+
+ToyName = Literal[
+    "swiss_roll",
+    "moons",
+    "circles",
+    "checkerboard",
+    "pinwheel",
+    "eight_gaussians",
+    "two_spirals",
+]
+
+
+def _absolute(path: str) -> str:
+    try:
+        return str(Path(path).expanduser().resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # ~nobody, a loop of links, NUL
+        raise ValueError(f"{path!r} is not a path: {error}") from error
+
+
+AbsolutePath = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
+HeldOut = Annotated[float, Field(ge=0, lt=1, description="share of the samples not trained on")]
+
+
+class Digits(Choice):
+    """1797 handwritten digits of 8 × 8 pixels with values 0 to 16, carried by scikit-learn."""
+
+    kind: Literal["digits"] = "digits"
+    held_out: HeldOut = 0.1
+
+    def load(self, progress: Progress | None = None) -> Dataset:
+        """The digits. DataError: scikit-learn is not there, or damaged."""
+        from ornstein.data.digits import BINS, CLASSES, RANGE, digits
+
+        x, label = digits()
+        info = _info("digits", "image", x, RANGE, BINS, CLASSES, _fingerprint(x, label, CLASSES))
+        return _dataset(info, x, label, self.held_out)
+
+
+class Toy(Choice):
+    """A distribution in the plane: `count` samples, the same for the same `seed`."""
+
+    kind: Literal["toy"] = "toy"
+    name: ToyName
+    count: int = Field(50_000, ge=2, le=1_000_000)
+    seed: int = Field(0, ge=0)
+    held_out: HeldOut = 0.1
+
+    def load(self, progress: Progress | None = None) -> Dataset:
+        """The samples, float32 [count, 2], mean about 0 and variance about 1."""
+        import hashlib
+
+        from ornstein.data.toys import toy
+
+        x = toy(self.name, self.count, self.seed)
+        # The definition is the content: sines differ in their last bit from machine to machine.
+        text = f"toy 1 {self.name} {self.count} {self.seed}"
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        info = _info(self.name, "vector", x, None, None, (), fingerprint)
+        return _dataset(info, x, None, self.held_out)
+
+
+class Arrays(Choice):
+    """A `.npy` file, or an `.npz` file with samples x and perhaps labels y."""
+
+    kind: Literal["arrays"] = "arrays"
+    path: AbsolutePath
+    held_out: HeldOut = 0.1
+
+    def load(self, progress: Progress | None = None) -> Dataset:
+        """Vectors or images, see `ornstein.data.arrays`. DataError: it cannot be read or used."""
+        from ornstein.data.arrays import read_arrays
+
+        path = Path(self.path)
+        kind, x, limits, bins, label, classes = read_arrays(path)
+        fingerprint = _fingerprint(x, label, classes)
+        info = _info(path.stem, kind, x, limits, bins, classes, fingerprint)
+        return _dataset(info, x, label, self.held_out)
+
+
+class Folder(Choice):
+    """A folder of images.
+
+    size: the side in pixels of the square that images are cut and resized to; None: from the
+    data. channels: 1 for grey, 3 for colour; None: from the data. Classes come from
+    sub-folders, and so do the splits if these are named train and test (or val).
+    """
+
+    kind: Literal["folder"] = "folder"
+    path: AbsolutePath
+    size: int | None = Field(None, ge=4, le=2048)
+    channels: Literal[1, 3] | None = None
+    held_out: HeldOut = 0.1
+
+    def load(self, progress: Progress | None = None) -> Dataset:
+        """The images, uint8 [N, C, H, W], and the files left out; see `ornstein.data.images`.
+
+        DataError: fewer than two readable images. StorageError: the cache cannot be written.
+        """
+        from ornstein.data.images import read_folder
+
+        path = Path(self.path)
+        images = read_folder(path, self.size, self.channels, progress)
+        x, classes = images.x, images.classes
+        info = _info(path.name, "image", x, (0.0, 255.0), 256, classes, images.fingerprint)
+        held_out = self.held_out if images.held_out is None else images.held_out
+        return _dataset(info, x, images.label, held_out, images.bad)
+
+
+Data = Annotated[Digits | Toy | Arrays | Folder, Field(discriminator="kind")]
+
+ACCEPTED = "a folder of images, a .npy or .npz file, 'digits' or a toy distribution"
+
+# What people try, and what to do instead.
+_ADVICE = {
+    **dict.fromkeys(
+        (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"),
+        "an archive: unpack it and give the folder",
+    ),
+    **dict.fromkeys(
+        (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".bin"),
+        "likely a pickle, which can run any code when it is opened: save its arrays with "
+        "numpy.savez, samples as x and labels as y",
+    ),
+    **dict.fromkeys(
+        (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xlsx"),
+        "text: save its numbers with numpy.save as float32 [N, D]",
+    ),
+    **dict.fromkeys(
+        (".parquet", ".arrow", ".feather", ".h5", ".hdf5", ".mat", ".lmdb", ".safetensors"),
+        "a table or container: save its arrays with numpy.savez, samples as x and labels as y",
+    ),
+}
+
+
+def recognise(text: str) -> Digits | Toy | Arrays | Folder:
+    """The source that a word or a path names.
+
+    `digits` and the names of toys come first (a folder of such a name is `./digits`); then an
+    existing folder with at least two images, or a `.npy` or `.npz` file. DataError for anything
+    else: what was found, and what is accepted.
+    """
+    toys = get_args(ToyName)
+    word = text.strip().lower().replace("-", "_")
+    if word == "digits":
+        return Digits()
+    if word in toys:
+        return Toy(name=word)
+    if not text.strip():
+        raise DataError(f"no data was named: give {ACCEPTED}")
+    try:
+        path = Path(_absolute(text))
+        folder, file = path.is_dir(), path.is_file()
+        exists = folder or file or path.exists()
+    except (OSError, ValueError) as error:  # no permission, too long a name, NUL
+        raise DataError(f"{text[:80]!r} cannot be looked up: give {ACCEPTED}") from error
+    if folder:
+        return _folder(path)
+    if file:
+        return _file(path)
+    if exists:
+        raise DataError(f"{path} is neither a folder nor an ordinary file: give {ACCEPTED}")
+    if "/" not in text and "\\" not in text and not path.suffix:
+        hint = nearest(word, ["digits", *toys])
+        if not hint.startswith("; did you mean"):
+            hint = _neighbour(path) or f"{hint}; give {ACCEPTED}"
+        raise DataError(
+            f"{text!r} is no known data set, and no file or folder in {path.parent}{hint}"
+        )
+    raise DataError(f"{path} does not exist{_neighbour(path)}; give {ACCEPTED}")
+
+
+def _folder(path: Path) -> Folder:
+    from ornstein.data.images import READABLE, File, walk
+
+    files = islice((found for found in walk(path) if isinstance(found, File)), 2)
+    count = len(list(files))
+    if count == 0:
+        arrays = sorted(p.name for p in path.iterdir() if p.suffix.lower() in (".npy", ".npz"))
+        hint = f"; {arrays[0]} in it can be named itself" if arrays else ""
+        raise DataError(f"no image in {path}: a folder needs at least 2 {READABLE} files{hint}")
+    if count == 1:
+        raise DataError(f"only one image in {path}: at least 2 are needed")
+    return Folder(path=str(path))
+
+
+def _file(path: Path) -> Arrays:
+    from ornstein.data.images import SUFFIXES
+
+    suffix = path.suffix.lower()
+    if suffix in (".npy", ".npz"):
+        return Arrays(path=str(path))
+    if suffix in SUFFIXES:
+        raise DataError(f"{path} is a single image: give a folder with at least 2 images")
+    advice = _ADVICE.get(suffix)
+    if advice is not None:
+        raise DataError(f"{path} is {advice}; accepted are {ACCEPTED}")
+    raise DataError(f"{path} is not data that can be read: give {ACCEPTED}")
+
+
+def _neighbour(path: Path) -> str:
+    """`; did you mean X?` for an entry of the same folder that is spelt much the same."""
+    import difflib
+
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return f": there is no folder {path.parent}" if not path.parent.exists() else ""
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return f"; did you mean {str(path.parent / close[0])!r}?" if close else ""
+
+
+def _info(
+    name: str,
+    kind: Literal["image", "vector", "sequence"],
+    x: np.ndarray,
+    limits: tuple[float, float] | None,
+    bins: int | None,
+    classes: tuple[str, ...],
+    fingerprint: str,
+) -> DataInfo:
+    return DataInfo(
+        name=name or "data",
+        kind=kind,
+        shape=x.shape[1:],
+        range=limits,
+        bins=bins,
+        classes=classes,
+        count=len(x),
+        mean=0.0,
+        std=1.0,
+        fingerprint=fingerprint,
+    )
+
+
+def _dataset(
+    info: DataInfo,
+    x: np.ndarray,
+    label: np.ndarray | None,
+    held_out: float | np.ndarray,
+    bad: tuple[BadFile, ...] = (),
+) -> Dataset:
+    """Split, and complete `info` with the split's size and the moments of its training part.
+
+    held_out: a share, or bool [N]. DataError: all values of the training split are the same.
+    """
+    import numpy as np
+
+    train, rest = split(len(x), held_out) if isinstance(held_out, float) else _sides(held_out)
+    mean, std = moments(x, train)
+    if not std > 0:
+        raise DataError(f"all values of {info.name} are {mean:g}: there is nothing to learn")
+    info = info.model_copy(update={"held_out": len(rest), "mean": mean, "std": std})
+    assert label is None or label.dtype == np.int64
+    return Dataset(info, x, label, train, rest, bad)
+
+
+def split(count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers below `count`, int64 and rising, that are trained on and that are held out.
+
+    share · count of them are held out, rounded; at least one if share > 0, never all.
+    """
+    import numpy as np
+
+    from ornstein.noise import permutation
+
+    held = min(count - 1, max(1, round(share * count))) if share > 0 else 0
+    mask = np.zeros(count, dtype=bool)
+    mask[permutation(0, "held-out", 0, count)[:held].numpy()] = True
+    return _sides(mask)
+
+
+def _sides(held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    import numpy as np
+
+    return (
+        np.flatnonzero(~held_out).astype(np.int64),
+        np.flatnonzero(held_out).astype(np.int64),
+    )
+
+
+def moments(x: np.ndarray, ids: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of all values of the samples `ids`, in float64, by parts.
+
+    Parts are merged by T. Chan, G. Golub, R. LeVeque, "Updating formulae and a pairwise
+    algorithm for computing sample variances", 1979: no difference of large squares.
+    """
+    import numpy as np
+
+    from ornstein.data.arrays import rows
+
+    count, mean, squares = 0, 0.0, 0.0
+    for _, part in rows(x, ids):
+        values = part.astype(np.float64)
+        middle = float(values.mean())
+        total, step = count + values.size, middle - mean
+        squares += float(np.square(values - middle).sum()) + step**2 * count * values.size / total
+        mean += step * values.size / total
+        count = total
+    return mean, (squares / count) ** 0.5
+
+
+def _fingerprint(x: np.ndarray, label: np.ndarray | None, classes: tuple[str, ...]) -> str:
+    """SHA-256 of type, shape, values in order, labels and class names."""
+    import hashlib
+
+    import numpy as np
+
+    from ornstein.data.arrays import rows
+
+    digest = hashlib.sha256(f"{x.dtype.name} {x.shape} {classes}".encode())
+    for _, part in rows(x):
+        digest.update(np.ascontiguousarray(part).data)
+    if label is not None:
+        digest.update(label.tobytes())
+    return digest.hexdigest()

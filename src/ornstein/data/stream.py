@@ -1,0 +1,56 @@
+"""The order of training samples, as a pure function of (seed, position).
+
+Position p of the stream is sample number (p mod n) of a random order of the training split that
+depends on (seed, epoch p // n) only. Nothing about it has to be saved, and any number of ranks
+or workers that ask for parts of the same positions see the same data.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ornstein.noise import permutation
+
+if TYPE_CHECKING:
+    from ornstein.data.info import Batch, Dataset
+
+
+class Source(Protocol):
+    """What the trainer asks for data: the samples at `position`, ..., `position + count - 1`."""
+
+    def at(self, position: int, count: int) -> Batch: ...
+
+
+class Stream:
+    """The training split of a data set in its endless random order, at the scale of `scale`."""
+
+    def __init__(
+        self, dataset: Dataset, seed: int, scale: tuple[float, float] | None = None
+    ) -> None:
+        self.dataset = dataset
+        self.scale = scale
+        count = len(dataset.train)
+
+        @lru_cache(maxsize=2)  # a batch may straddle two epochs
+        def order(epoch: int) -> np.ndarray:
+            chosen: np.ndarray = dataset.train[permutation(seed, "data order", epoch, count)]
+            return chosen
+
+        self._order = order
+
+    def at(self, position: int, count: int) -> Batch:
+        return self.dataset.batch(self.ids(position, count), self.scale)
+
+    def ids(self, position: int, count: int) -> np.ndarray:
+        """The sample numbers at these positions, int64 [count]."""
+        n = len(self.dataset.train)
+        parts = []
+        while count > 0:
+            epoch, offset = divmod(position, n)
+            taken = min(count, n - offset)
+            parts.append(self._order(epoch)[offset : offset + taken])
+            position, count = position + taken, count - taken
+        return np.concatenate(parts)

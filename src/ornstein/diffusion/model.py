@@ -1,0 +1,66 @@
+"""The diffusion model as it is chosen: a process, a target and a network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from ornstein.choice import Choice, Load
+from ornstein.diffusion.prediction import EDM, Eps, Target
+from ornstein.diffusion.process import VP, Process
+from ornstein.errors import ConfigError
+from ornstein.nn.networks import MLP, Network, UNet
+
+if TYPE_CHECKING:
+    from ornstein.data.info import DataInfo
+    from ornstein.diffusion.denoiser import Denoiser
+
+
+class Diffusion(Choice):
+    """network + process + target, a `Denoiser` once it is built.
+
+    network: null for one that suits the data's shape. label: how the network is told the level,
+    `time` (1000 t) or `log_sigma` (¼ ln(σ/α), as in EDM).
+    """
+
+    kind: Literal["diffusion"] = "diffusion"
+    process: Process = VP()
+    target: Target = Eps()
+    network: Network | None = None
+    label: Literal["time", "log_sigma"] = "time"
+
+    def fitted(self, info: DataInfo) -> Diffusion:
+        """This choice with everything that was left to the data filled in: the network, and σ_d
+        as measured. info: the data at the model's scale."""
+        target = self.target
+        if isinstance(target, EDM) and target.sigma_data is None:
+            target = EDM(sigma_data=round(info.std, 4))
+        network = self.network or network_for(info.shape)
+        return self.model_copy(update={"target": target, "network": network})
+
+    def build(self, info: DataInfo, load: Load) -> Denoiser:
+        """The untrained model. Raises: ConfigError for a pair that cannot work."""
+        from ornstein.diffusion.denoiser import Denoiser
+
+        fitted = self.fitted(info)
+        assert fitted.network is not None
+        return Denoiser(
+            fitted.network.build(info.shape),
+            fitted.process,
+            fitted.target,
+            fitted.label,
+            sigma_data=getattr(fitted.target, "sigma_data", 1.0),
+        )
+
+
+def network_for(shape: tuple[int, ...]) -> UNet | MLP:
+    """A network that suits data of this shape: quick on a processor, good enough to start with."""
+    if len(shape) == 1:
+        return MLP()
+    if len(shape) != 3:
+        raise ConfigError(f"there is no network yet for data of shape {shape}")
+    side = max(shape[1:])
+    if side <= 16:
+        return UNet(channels=(32, 64), blocks=1)
+    if side <= 40:
+        return UNet(channels=(32, 64, 128), blocks=1, attention=(4,))
+    return UNet(channels=(32, 64, 128, 128), blocks=1, attention=(8,))

@@ -1,0 +1,84 @@
+"""Every file operation of a save, in one place, so that faults can be injected and replayed.
+
+A file is written, flushed to the disk and only then given its name; a folder is flushed after a
+name in it has changed. Whoever reads sees the old content or the new, never a part of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from ornstein.errors import StorageError
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a new file and flush it to the disk; it is not atomic by itself."""
+    with _explained(path), path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Give `path` this content atomically."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        write(temporary, content)
+        rename(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename within a file system, and flush the folder that holds the new name."""
+    with _explained(target):
+        source.rename(target)
+        flush_folder(target.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing."""
+    with _explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def flush_folder(path: Path) -> None:
+    """Make the names in a folder survive a power cut (POSIX; elsewhere there is no such call)."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder of ours, or a file."""
+    with _explained(path):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def free_bytes(path: Path) -> int:
+    """Free space for this user on the file system of `path`."""
+    return shutil.disk_usage(path).free
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn an operating-system error into a sentence with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free some space, then run the same command again"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            remedy = "choose a folder that you may write with --runs"
+        else:
+            remedy = "check the path, or choose another folder with --runs"
+        raise StorageError(f"cannot write {path}: {error.strerror}; {remedy}") from error

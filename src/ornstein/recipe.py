@@ -1,0 +1,131 @@
+"""A recipe: all that is chosen for a run, as one frozen value.
+
+    data -> model, objective -> optim -> generation
+
+The unions in the fields list every family there is; a method of the literature is a small module
+in `ornstein.recipes` that states only what it chooses. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+
+from pydantic import Field
+
+from ornstein.choice import Choice, Load
+from ornstein.data.info import DataInfo
+from ornstein.data.sources import Data, Digits
+from ornstein.diffusion.model import Diffusion
+from ornstein.diffusion.sampling import Sampling
+from ornstein.errors import ConfigError, nearest
+from ornstein.objectives.denoising import Denoising
+from ornstein.optim import Optim
+from ornstein.settings import to_yaml
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ornstein.noise import Noise
+    from ornstein.training import Learner
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """A choice with parts that may be left to the data."""
+
+    def fitted(self, info: DataInfo) -> Choice:
+        """The choice with those parts filled in; `info` is at the model's scale."""
+
+
+class Generation(Protocol):
+    """How a trained model generates; the last state yielded is the result."""
+
+    def __call__(self, model: Any, info: DataInfo, noise: Noise) -> Iterator[Tensor]: ...
+
+
+class Recipe(Choice):
+    """Everything chosen for a run.
+
+    preview: how the pictures during training are made, if not as `generation` says (which may be
+    too slow for that). seed: of initial weights, data order, training noise and the split.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=60)
+    data: Data = Digits()
+    model: Diffusion = Diffusion()
+    objective: Denoising = Denoising()
+    optim: Optim = Optim(samples=1_000_000)
+    generation: Sampling = Sampling()
+    preview: Sampling | None = None
+    seed: int = Field(0, ge=0)
+
+    def fitted(self, info: DataInfo) -> Self:
+        """The recipe with what the model left to the data filled in. info: in native values."""
+        model: Any = self.model
+        if not isinstance(model, Fitted):
+            return self
+        return self.model_copy(update={"model": model.fitted(self.at_model_scale(info))})
+
+    def at_model_scale(self, info: DataInfo) -> DataInfo:
+        """The data as the objective receives it."""
+        return info.scaled(self.objective.range)
+
+    def learner(self, info: DataInfo, load: Load) -> Learner:
+        """The untrained model and its objective; initial weights depend on `seed` only."""
+        import torch
+
+        from ornstein.noise import Noise
+        from ornstein.training import Learner
+
+        scaled = self.at_model_scale(info)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(Noise.of(self.seed, "initial weights", 1).bits(0, 1)))
+            model = self.model.build(scaled, load)
+            return Learner(model, self.objective.build(model, scaled, load))
+
+    def key(self) -> str:
+        """Eight hex digits that tell runs apart: what may change in a run does not count."""
+        kept = self.model_dump(mode="json", exclude={"generation", "preview"})
+        for name in ("samples", "minutes", "micro_batch"):
+            kept["optim"].pop(name, None)
+        return hashlib.sha256(repr(kept).encode()).hexdigest()[:8]
+
+    def run_name(self) -> str:
+        """`<recipe>-<data>-<key>`: the folder of its run, unless another name is given."""
+        source = getattr(self.data, "path", None) or getattr(self.data, "name", self.data.kind)
+        stem = re.sub(r"[^\w.-]+", "-", Path(str(source)).stem)[:40].strip("-.") or "data"
+        return f"{self.name}-{stem}-{self.key()}"
+
+    def yaml(self) -> str:
+        """The recipe as a file that `train` takes back."""
+        return to_yaml(self)
+
+
+def named(name: str) -> Recipe:
+    """The recipe `ornstein.recipes.<name>`.
+
+    Raises: ConfigError for an unknown name, with the nearest known one.
+    """
+    if name not in names():
+        raise ConfigError(f"there is no recipe {name!r}{nearest(name, names())}")
+    recipe = importlib.import_module(f"ornstein.recipes.{name}").RECIPE
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def names() -> tuple[str, ...]:
+    """The names of all recipes."""
+    package = importlib.import_module("ornstein.recipes")
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(package.__path__)))
+
+
+def about(name: str) -> str:
+    """What a recipe is, in the first sentence of its module."""
+    text = importlib.import_module(f"ornstein.recipes.{name}").__doc__ or ""
+    return text.strip().split("\n\n")[0].replace("\n", " ")

@@ -1,0 +1,635 @@
+"""A run: a folder that holds everything about one training, and the four verbs of every family.
+
+    runs/NAME/  recipe.yaml       the resolved recipe, which `train` takes back
+                request.yaml      what was asked for, before data and clock filled in the rest
+                provenance.json   where each value came from, and every later change
+                data.json         what is known of the data (`DataInfo`)
+                metrics.jsonl     one line per update
+                ckpt/             checkpoints, see `ornstein.checkpoint`
+                previews/         pictures at fixed seeds
+                scores.json       what `evaluate` found
+
+    run.train()   run.generate(n, seed)   run.likelihood(batch)   run.preview()   run.scores(n)
+
+The folder is the whole truth: a run is opened from it alone, by whatever family it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ornstein import checkpoint as checkpoints
+from ornstein import fsops, pictures
+from ornstein.choice import Choice, RunRef
+from ornstein.data.images import cache_folder
+from ornstein.data.info import DataInfo, Dataset, affine
+from ornstein.data.stream import Stream
+from ornstein.errors import CheckpointError, ConfigError, DataError, StorageError, nearest
+from ornstein.noise import Noise
+from ornstein.recipe import Generation, Recipe
+from ornstein.settings import difference, resolve
+from ornstein.training import Event, Learner, TrainState, train
+
+if TYPE_CHECKING:
+    from ornstein.evaluation import Scores
+
+FREE = ("generation", "preview")
+NOTED = tuple(
+    f"optim.{name}"
+    for name in (
+        *("samples", "minutes", "micro_batch", "lr", "betas", "eps", "weight_decay", "clip"),
+        *("warmup", "decay", "compile"),
+    )
+)
+PREVIEW_SHARE = 0.03
+PREVIEW_SEED = 0
+
+
+class Change(NamedTuple):
+    """A value of an existing run that a new request would change."""
+
+    key: str
+    old: Any
+    new: Any
+
+
+class Run:
+    """A run folder. Make one with `Run.create`, or open one with `Run.open`.
+
+    recipe: the resolved recipe. info: the data, in native values.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, info: DataInfo) -> None:
+        self.path = path
+        self.recipe = recipe
+        self.info = info
+        self.device = default_device()
+        self._models: dict[tuple[str, int], Learner] = {}
+        self._dataset: Dataset | None = None
+
+    # Making and opening
+
+    @classmethod
+    def create(
+        cls,
+        recipe: Recipe,
+        runs: Path = Path("runs"),
+        name: str | None = None,
+        provenance: Mapping[str, str] | None = None,
+        allow: tuple[str, ...] = (),
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Run:
+        """The run of this recipe: a new folder, or the one that exists already.
+
+        Its name is `<recipe>-<data>-<key>` unless it is given. If the run exists, what the recipe
+        changes is accepted, noted or refused, see `changes`. `allow` lists keys that may change
+        all the same; `progress` is called while data is read.
+        Raises: ConfigError, DataError, CheckpointError (a refused change).
+        """
+        dataset = recipe.data.load(progress)
+        path = runs / (name or recipe.run_name())
+        if (path / "recipe.yaml").exists():
+            run = cls.open(path, schema=type(recipe))
+            run._check_data(dataset.info)
+            run._adopt(recipe, allow)
+        else:
+            if path.exists() and any(path.iterdir()):
+                raise StorageError(
+                    f"{path} exists and is not a run; choose another name with --run, "
+                    "or another folder with --runs"
+                )
+            resolved = _pinned(recipe.fitted(dataset.info), type(recipe))
+            if resolved.optim.samples is None:
+                resolved = _measured(resolved, dataset)
+            run = cls(path, resolved, dataset.info)
+            fsops.make_folder(path)
+            fsops.replace(path / "request.yaml", recipe.yaml().encode())
+            fsops.replace(path / "data.json", dataset.info.model_dump_json(indent=1).encode())
+            sources = _provenance(recipe, resolved, provenance or {})
+            fsops.replace(path / "provenance.json", _json({"from": sources, "changes": []}))
+            # Last: a folder with a recipe is a run.
+            fsops.replace(path / "recipe.yaml", resolved.yaml().encode())
+        run._dataset = dataset
+        return run
+
+    @classmethod
+    def open(
+        cls, path: Path | str, runs: Path = Path("runs"), schema: type[Recipe] = Recipe
+    ) -> Run:
+        """The run in a folder, or the run of that name below `runs`.
+
+        Raises: ConfigError where there is none, with the nearest name.
+        """
+        found = next((p for p in (Path(path), runs / path) if (p / "recipe.yaml").is_file()), None)
+        if found is None:
+            known = [p.parent.name for p in sorted(runs.glob("*/recipe.yaml"))]
+            hint = nearest(str(path), known) or f"; there are no runs in {runs} yet"
+            raise ConfigError(f"there is no run {str(path)!r}{hint}")
+        recipe = resolve(schema, {}, found / "recipe.yaml").value
+        try:
+            info = DataInfo.model_validate_json((found / "data.json").read_bytes())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{found / 'data.json'} is missing or damaged; restore it, or train afresh"
+            ) from error
+        return cls(found, recipe, info)
+
+    # Training
+
+    @property
+    def total(self) -> int:
+        """How many samples the run is to use."""
+        assert self.recipe.optim.samples is not None  # filled in by `create`
+        return self.recipe.optim.samples
+
+    @property
+    def samples(self) -> int:
+        """How many samples had been used at the last whole checkpoint."""
+        found, _ = checkpoints.latest(self.path / "ckpt")
+        return 0 if found is None else int(found.state["samples"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has used all its samples."""
+        return self.samples >= self.total
+
+    @property
+    def dataset(self) -> Dataset:
+        """The run's data, read again if need be. Raises: DataError where it has changed."""
+        if self._dataset is None:
+            dataset = self.recipe.data.load()
+            self._check_data(dataset.info)
+            self._dataset = dataset
+        return self._dataset
+
+    def state(self) -> TrainState:
+        """The training state at the last whole checkpoint, or at the start."""
+        learner = self._learner().to(self.device)
+        state = TrainState(learner, self.recipe.optim)
+        found, notes = checkpoints.latest(self.path / "ckpt")
+        self._note(notes)
+        if found is not None:
+            checkpoints.restore(found, state)
+            self._cut_metrics(int(found.state["metrics_bytes"]))
+        else:
+            self._cut_metrics(0)
+        return state
+
+    def train(self, *, save_every: float = 60.0, previews: bool = True) -> Iterator[Event]:
+        """Train to the end, from the last checkpoint on, yielding an event after each update.
+
+        Saves every `save_every` seconds, at the end, and when the caller stops iterating. Bit for
+        bit, the end does not depend on where or how often training was interrupted (same machine
+        type, torch build, thread and device count).
+        Raises: StorageError where another process trains this run, and what `train` raises.
+        """
+        with _lock(self.path):
+            state = self.state()
+            source = Stream(self.dataset, self.recipe.seed, self.recipe.objective.range)
+            with (self.path / "metrics.jsonl").open("ab") as metrics:
+                yield from self._updates(state, source, metrics, save_every, previews)
+
+    def _updates(
+        self,
+        state: TrainState,
+        source: Stream,
+        metrics: Any,
+        save_every: float,
+        previews: bool,
+    ) -> Iterator[Event]:
+        pending: list[Event] = []
+
+        def flush() -> None:
+            metrics.write("".join(_line(event) for event in pending).encode())
+            metrics.flush()
+            pending.clear()
+
+        def save() -> None:
+            flush()
+            os.fsync(metrics.fileno())
+            extra = {
+                "metrics_bytes": metrics.tell(),
+                "seed": self.recipe.seed,
+                "data": self.info.fingerprint,
+            }
+            checkpoints.save(self.path / "ckpt", state, extra)
+
+        pictures_due = _PreviewClock()
+        saved_at = flushed_at = time.monotonic()
+        saved_step = state.step
+        optim = self.recipe.optim
+        try:
+            for event in train(state, source, optim, self.total, self.recipe.seed):
+                pending.append(event)
+                now = time.monotonic()
+                if now - flushed_at > 1.0:
+                    flush()
+                    flushed_at = now
+                if now - saved_at > save_every or state.samples >= self.total:
+                    save()
+                    saved_at, saved_step = time.monotonic(), state.step
+                if previews and state.samples < self.total:
+                    pictures_due.after(event, lambda: self._draw_preview(state))
+                yield event
+        except GeneratorExit:
+            if state.step > saved_step:
+                save()
+            raise
+        if previews:
+            self._draw_preview(state)
+
+    # The four verbs
+
+    @torch.no_grad()
+    def generate(
+        self,
+        n: int,
+        seed: int = 0,
+        *,
+        generation: Generation | None = None,
+        average: str = "",
+        batch: int = 64,
+        first: int = 0,
+    ) -> np.ndarray:
+        """`n` samples in the data's native values, [n, *shape], in its own type of number.
+
+        Sample i depends on (seed, first + i) only: not on n, and on `batch` to rounding.
+        generation: how, if not as the recipe says. average: which average of the weights; empty
+        for the first of the recipe, "none" for the last weights.
+        """
+        last = [final for *_, final in self._batches(n, seed, generation, average, batch, first)]
+        return np.concatenate(last)
+
+    @torch.no_grad()
+    def states(
+        self,
+        n: int,
+        seed: int = 0,
+        *,
+        generation: Generation | None = None,
+        average: str = "",
+    ) -> list[np.ndarray]:
+        """All states of the generation of `n` samples, in native values, from the start on."""
+        return next(self._batches(n, seed, generation, average, max(n, 1), 0))
+
+    def _batches(
+        self,
+        n: int,
+        seed: int,
+        generation: Generation | None,
+        average: str,
+        batch: int,
+        first: int,
+    ) -> Iterator[list[np.ndarray]]:
+        if n < 1:
+            raise ConfigError(f"the number of samples must be at least 1, got {n}")
+        model: Any = self.learner(average).model
+        generation = generation or self.recipe.generation
+        info = self.recipe.at_model_scale(self.info)
+        for start in range(0, n, batch):
+            ids = torch.arange(first + start, first + min(start + batch, n), device=self.device)
+            states = generation(model, info, Noise.of(seed, "generate", ids))
+            yield [self.native(x) for x in states]
+
+    def likelihood(self, x: np.ndarray, seed: int = 0) -> np.ndarray:
+        """−log p(x) in nats per sample (or a bound, as the objective says), for native values x.
+
+        Raises: ConfigError for a family that has none.
+        """
+        learner = self.learner()
+        law = getattr(learner.objective, "likelihood", None)
+        if law is None:
+            raise ConfigError(
+                f"runs of the objective {_kind(self.recipe.objective)!r} offer no likelihood"
+            )
+        a, b = affine(self.info.range, self.recipe.objective.range)
+        values = torch.from_numpy(x).to(self.device, torch.float32) * a + b
+        with torch.no_grad():
+            nats: Tensor = law(learner.model, values, Noise.of(seed, "likelihood", len(x)))
+        return nats.double().cpu().numpy()
+
+    def preview(self, n: int = 16) -> Path:
+        """Draw `n` samples of the last checkpoint at the fixed preview seed into `previews/`."""
+        found, _ = checkpoints.latest(self.path / "ckpt")
+        step = 0 if found is None else int(found.state["step"])
+        x = self.generate(n, PREVIEW_SEED, generation=self.recipe.preview)
+        return self._write_preview(x, step)
+
+    def scores(
+        self,
+        n: int = 1000,
+        seed: int = 0,
+        *,
+        generation: Generation | None = None,
+        average: str = "",
+    ) -> Scores:
+        """Generate `n` samples and score them against the training split; see `evaluation`.
+
+        The scores are added to the run's `scores.json`, with how the samples were made.
+        """
+        from ornstein.evaluation import score
+        from ornstein.features import extractor_for
+
+        extractor = extractor_for(self.dataset, 0, cache_folder())
+        samples = self.generate(n, seed, generation=generation, average=average, batch=250)
+        result = score(self.dataset, samples, extractor, seed)
+        how = generation or self.recipe.generation
+        made = {
+            "generation": how.model_dump(mode="json") if isinstance(how, Choice) else str(how),
+            "average": self._average(average),
+            "samples_trained": self.samples,
+        }
+        path = self.path / "scores.json"
+        earlier = json.loads(path.read_bytes()) if path.exists() else []
+        fsops.replace(path, _json([*earlier, {**result.model_dump(mode="json"), **made}]))
+        return result
+
+    # Parts
+
+    def learner(self, average: str = "") -> Learner:
+        """The trained learner, ready to use, with an average of its weights (see `generate`)."""
+        found, notes = checkpoints.latest(self.path / "ckpt")
+        self._note(notes)
+        if found is None:
+            raise CheckpointError(f"the run {self.path.name} has no checkpoint yet; train it first")
+        name = self._average(average)
+        key = (name, int(found.state["step"]))
+        if key not in self._models:
+            learner = self._learner()
+            checkpoints.load_weights(found, name, learner)
+            self._models = {key: learner.to(self.device).requires_grad_(False).eval()}
+        return self._models[key]
+
+    def weights(self, average: str = "") -> str:
+        """SHA-256 of the weights that `learner(average)` would load."""
+        found, _ = checkpoints.latest(self.path / "ckpt")
+        if found is None:
+            raise CheckpointError(f"the run {self.path.name} has no checkpoint yet; train it first")
+        return found.sha256(self._average(average))
+
+    def native(self, x: Tensor) -> np.ndarray:
+        """Model-scale values as the data's own: scaled back, clipped and rounded where the data
+        has a range and bins."""
+        info = self.info
+        a, b = affine(self.recipe.objective.range, info.range)
+        values = x.detach().double().cpu().numpy() * a + b
+        if info.range is None:
+            return np.asarray(values, dtype=np.float32)
+        low, high = info.range
+        values = np.clip(values, low, high)
+        if info.bins is None:
+            return np.asarray(values, dtype=np.float32)
+        width = (high - low) / (info.bins - 1)
+        values = np.rint((values - low) / width) * width + low
+        return np.asarray(values, dtype=np.uint8 if low >= 0 and high <= 255 else np.float32)
+
+    def _learner(self) -> Learner:
+        return self.recipe.learner(self.info, loader(type(self.recipe)))
+
+    def _average(self, asked: str) -> str:
+        """The name of the file of weights that is meant."""
+        names = [average.name for average in self.recipe.optim.averages]
+        if asked == "none" or (not asked and not names):
+            return "model"
+        if asked and asked not in names:
+            raise ConfigError(
+                f"run {self.path.name} keeps no average {asked!r}{nearest(asked, [*names, 'none'])}"
+            )
+        return f"average-{asked or names[0]}"
+
+    def _draw_preview(self, state: TrainState, n: int = 16) -> None:
+        names = list(state.averages)
+        learner = state.averages[names[0]] if names else state.learner
+        generation: Generation = self.recipe.preview or self.recipe.generation
+        noise = Noise.of(PREVIEW_SEED, "generate", torch.arange(n, device=self.device))
+        training = learner.training
+        learner.eval()
+        with torch.no_grad():
+            *_, x = generation(learner.model, self.recipe.at_model_scale(self.info), noise)
+        learner.train(training)
+        self._write_preview(self.native(x), state.step)
+
+    def _write_preview(self, x: np.ndarray, step: int) -> Path:
+        fsops.make_folder(self.path / "previews")
+        path = self.path / "previews" / f"step-{step:08d}.png"
+        fsops.replace(path, pictures.png(pictures.picture(x, self.info)))
+        return path
+
+    def _cut_metrics(self, size: int) -> None:
+        """Forget what was logged after the checkpoint: those updates will come again."""
+        path = self.path / "metrics.jsonl"
+        if path.exists() and path.stat().st_size > size:
+            os.truncate(path, size)
+
+    def _note(self, notes: tuple[str, ...]) -> None:
+        if notes:
+            with (self.path / "notes.log").open("a") as log:
+                log.writelines(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {note}\n" for note in notes)
+
+    def _check_data(self, info: DataInfo) -> None:
+        if info.fingerprint != self.info.fingerprint:
+            raise DataError(
+                f"the data of run {self.path.name} has changed since it was made "
+                f"({self.info.count:,} samples then, {info.count:,} now); "
+                "train under another name with --run, or put the data back"
+            )
+
+    def changes(self, request: Recipe) -> tuple[Change, ...]:
+        """What a new request would change in this run, key by key."""
+        stored = resolve(type(request), {}, self.path / "request.yaml").value
+        return tuple(Change(key, *pair) for key, pair in difference(stored, request).items())
+
+    def _adopt(self, request: Recipe, allow: tuple[str, ...]) -> None:
+        """Take over what may change in an existing run, note it, and refuse the rest."""
+        changes = self.changes(request)
+        if not changes:
+            return
+        refused = [change for change in changes if not _under(change.key, (*FREE, *NOTED, *allow))]
+        if refused:
+            first = refused[0]
+            raise CheckpointError(
+                f"run {self.path.name} was made with {first.key}={first.old}, not {first.new}; "
+                "choose another name with --run, or insist with "
+                f"--allow-change {first.key}"
+            )
+        model = self.recipe.model if not allow else request.fitted(self.info).model
+        adopted = request.model_copy(update={"model": model})
+        if adopted.optim.samples is None:
+            length = {change.key for change in changes} & {"optim.minutes", "optim.samples"}
+            if length:
+                adopted = _measured(adopted, self.dataset)
+            else:
+                optim = adopted.optim.model_copy(update={"samples": self.total})
+                adopted = adopted.model_copy(update={"optim": optim})
+        record = json.loads((self.path / "provenance.json").read_bytes())
+        found, _ = checkpoints.latest(self.path / "ckpt")
+        record["changes"] += [
+            {
+                "samples": 0 if found is None else found.state["samples"],
+                "key": change.key,
+                "from": change.old,
+                "to": change.new,
+            }
+            for change in changes
+        ]
+        fsops.replace(self.path / "provenance.json", _json(record))
+        fsops.replace(self.path / "request.yaml", request.yaml().encode())
+        fsops.replace(self.path / "recipe.yaml", adopted.yaml().encode())
+        self.recipe = adopted
+
+
+def loader(schema: type[Recipe]) -> Callable[[RunRef], Any]:
+    """What turns a reference to a run into the model behind it, frozen."""
+
+    def load(reference: RunRef) -> Any:
+        run = Run.open(reference.path, schema=schema)
+        found = run.weights(reference.average)
+        if reference.weights and found != reference.weights:
+            raise CheckpointError(
+                f"{reference.path} has other weights ({found[:12]}...) than the recipe names "
+                f"({reference.weights[:12]}...); put the old ones back, or train afresh"
+            )
+        return run.learner(reference.average).model
+
+    return load
+
+
+def default_device() -> torch.device:
+    """The best device of this machine, or the one that ORNSTEIN_DEVICE names."""
+    name = os.environ.get("ORNSTEIN_DEVICE")
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _measured(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe with `minutes` turned into samples, at the speed of a short trial."""
+    optim = recipe.optim
+    assert optim.minutes is not None
+    info = dataset.info
+    learner = recipe.learner(info, loader(type(recipe))).to(default_device())
+    trial = optim.model_copy(update={"samples": 10**12})
+    events = train(
+        TrainState(learner, trial),
+        Stream(dataset, recipe.seed, recipe.objective.range),
+        trial,
+        10**12,
+        recipe.seed,
+    )
+    budget = min(3.0, 3.0 * optim.minutes)
+    times: list[float] = []
+    for event in events:
+        if event.step > 3:  # the first updates warm caches up
+            times.append(event.seconds)
+        if len(times) >= 3 and sum(times) > budget:
+            break
+    events.close()  # type: ignore[attr-defined]
+    rate = optim.batch / float(np.median(times))
+    # Saving, previews and logging take their share of the minutes.
+    samples = max(optim.batch, int(0.95 * rate * 60 * optim.minutes))
+    return recipe.model_copy(update={"optim": optim.model_copy(update={"samples": samples})})
+
+
+def _pinned(choice: Any, schema: type[Recipe]) -> Any:
+    """The choice with every reference to a run pinned to the weights that run has now."""
+    if isinstance(choice, RunRef):
+        if choice.weights:
+            return choice
+        run = Run.open(choice.path, schema=schema)
+        return choice.model_copy(
+            update={"path": str(run.path.resolve()), "weights": run.weights(choice.average)}
+        )
+    if not isinstance(choice, Choice):
+        return choice
+    fields = {name: _pinned(getattr(choice, name), schema) for name in type(choice).model_fields}
+    changed = {k: v for k, v in fields.items() if v is not getattr(choice, k)}
+    return choice.model_copy(update=changed) if changed else choice
+
+
+class _PreviewClock:
+    """Lets previews take no more than their share of the time."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._spent = 0.0
+        self._last = 0.0
+
+    def after(self, event: Event, draw: Callable[[], None]) -> None:
+        now = time.monotonic()
+        # Before the first one its cost is unknown; it waits for a time that can pay for a few.
+        expected = self._last or 20 * event.seconds
+        if self._spent + expected <= PREVIEW_SHARE * (now - self._started):
+            draw()
+            self._last = time.monotonic() - now
+            self._spent += self._last
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold the run for one process; the lock of a dead process is free again by itself."""
+    file = (path / "lock").open("a+")
+    try:
+        if not _try_lock(file):
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise StorageError(
+                f"run {path.name} is being trained by {owner}; wait for it, or stop it first"
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+    finally:
+        file.close()
+
+
+def _try_lock(file: Any) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock; there one run must not be trained twice at once
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _line(event: Event) -> str:
+    values = {
+        "step": event.step,
+        "samples": event.samples,
+        "loss": float(event.loss),
+        **{name: float(value) for name, value in event.metrics.items()},
+        "grad_norm": float(event.grad_norm),
+        "lr": event.lr,
+        "seconds": round(event.seconds, 6),
+        "waited": round(event.waited, 6),
+    }
+    return json.dumps(values) + "\n"
+
+
+def _provenance(asked: Recipe, resolved: Recipe, given: Mapping[str, str]) -> dict[str, str]:
+    filled = dict.fromkeys(difference(asked, resolved), "measured")
+    return {**given, **filled}
+
+
+def _under(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _kind(choice: Any) -> str:
+    return str(getattr(choice, "kind", type(choice).__name__))
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, default=str).encode()

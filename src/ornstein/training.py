@@ -1,0 +1,342 @@
+"""Training: one generator of events, for every model family, on any number of ranks.
+
+    for event in train(state, source, optim, total, seed):
+        ...                                     logging, previews, saving, stopping: the caller's
+
+A step takes the samples at positions [n, n + batch) of the source, asks the learner for one loss
+per sample and updates with the gradient of Σ loss / batch. Nothing else depends on how these
+samples are spread over micro-batches or ranks: noise is keyed by position in the global batch,
+and metrics and statistics are sums. All that must be saved to continue is in `TrainState`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.utils.flop_counter import FlopCounterMode
+
+from ornstein.data.info import Batch
+from ornstein.errors import ConfigError, NumericsError
+from ornstein.nn.layers import key_dropout
+from ornstein.noise import Noise
+from ornstein.objectives.base import AfterStep, Context, Loss, Objective
+
+if TYPE_CHECKING:
+    from ornstein.data.stream import Source
+    from ornstein.optim import Average, Optim
+
+
+class Learner(nn.Module):
+    """Model and objective: the one module that ranks, compilation and checkpoints wrap.
+
+    An objective that owns weights (a teacher, a target network) is a submodule like the model.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, batch: Batch, context: Context) -> Loss:
+        return self.objective(self.model, batch, context)
+
+
+class TrainState:
+    """Everything that training changes: weights, averages, optimizer, and how far it is.
+
+    `averages` maps the name of an average to a copy of the learner, buffers included.
+    """
+
+    def __init__(self, learner: Learner, optim: Optim) -> None:
+        self.learner = learner
+        self.samples = 0
+        self.step = 0
+        trained = [p for p in learner.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            trained,
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+        self.averages = {average.name: _frozen_copy(learner) for average in optim.averages}
+
+
+class Event(NamedTuple):
+    """One update. `loss` is the mean over the global batch; `metrics` likewise; both on the
+    device, since reading them waits for it. `seconds` and `waited` (for data) are wall-clock."""
+
+    step: int
+    samples: int
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+    grad_norm: Tensor
+    lr: float
+    seconds: float
+    waited: float
+
+
+def train(
+    state: TrainState, source: Source, optim: Optim, total: int, seed: int
+) -> Iterator[Event]:
+    """Update `state` until `total` samples have been used, yielding an event after each update.
+
+    The last batch is cut so that exactly `total` samples are used. Under `torch.distributed` each
+    rank takes its contiguous part of the global batch; every rank yields the same numbers.
+    Raises: NumericsError before an update whose loss or gradient is not finite, naming the
+    samples; ConfigError where a precision is asked for that this machine would emulate.
+    """
+    device = next(state.learner.parameters()).device
+    rank, world = _rank_and_world()
+    forward = _wrapped(state.learner, optim, device)
+    autocast = _autocast(optim, device)
+    state.learner.train()
+    with _Prefetch(source) as data:
+        while state.samples < total:
+            started = time.perf_counter()
+            count = min(optim.batch, total - state.samples)
+            parts = _parts(count, rank, world, optim.micro_batch)
+            data.expect(state.samples, parts)
+            batches = [data.take() for _ in parts]
+            waited = time.perf_counter() - started
+            upcoming = min(optim.batch, total - state.samples - count)
+            if upcoming > 0:
+                following = _parts(upcoming, rank, world, optim.micro_batch)
+                data.expect(state.samples + count, following)
+
+            loss, metrics, stats = _gradients(
+                state, forward, autocast, batches, parts, count, total, seed, device
+            )
+            norm = _grad_norm(state.learner, optim.clip)
+            if not torch.isfinite(loss + norm):
+                raise NumericsError(_not_finite(state.step, loss, norm, batches))
+
+            lr = optim.lr_at(state.samples, total)
+            for group in state.optimizer.param_groups:
+                group["lr"] = lr
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            state.samples += count
+            with torch.no_grad():
+                if isinstance(state.learner.objective, AfterStep):
+                    context = _context(state, total, seed, torch.zeros(0, dtype=torch.int64))
+                    state.learner.objective.after_step(state.learner.model, stats, context)
+                _update_averages(state, optim.averages, count)
+            yield Event(
+                state.step,
+                state.samples,
+                loss,
+                metrics,
+                norm,
+                lr,
+                time.perf_counter() - started,
+                waited,
+            )
+
+
+def flops_per_sample(learner: Learner, source: Source, seed: int) -> int:
+    """Floating-point operations of one sample, forward and backward, counted on a copy."""
+    trial = _frozen_copy(learner).requires_grad_(True).train()
+    device = next(trial.parameters()).device
+    noise = Noise.of(seed, "train", torch.zeros(1, dtype=torch.int64, device=device))
+    key_dropout(trial, noise.child("dropout"))
+    with FlopCounterMode(display=False) as counter:
+        result: Loss = trial(source.at(0, 1).to(device), Context(0, 0.0, noise))
+        result.per_sample.sum().backward()  # type: ignore[no-untyped-call]
+    return int(counter.get_total_flops())
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product here, in some 0.3 s."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    best, spent = 0.0, 0.0
+    while spent < 0.3:
+        started = time.perf_counter()
+        (a @ a)[0, 0].item()
+        seconds = time.perf_counter() - started
+        best, spent = max(best, 2 * size**3 / seconds), spent + seconds
+    return best
+
+
+def _gradients(
+    state: TrainState,
+    forward: Any,
+    autocast: Any,
+    batches: list[Batch],
+    parts: list[tuple[int, int]],
+    count: int,
+    total: int,
+    seed: int,
+    device: torch.device,
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Accumulate the gradient of Σ loss / count; return loss, metrics and sums, all global."""
+    _, world = _rank_and_world()
+    sums: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
+    for i, (batch, (start, stop)) in enumerate(zip(batches, parts, strict=True)):
+        batch = batch.to(device)
+        context = _context(state, total, seed, torch.arange(start, stop, device=device))
+        key_dropout(state.learner, context.noise.child("dropout"))
+        last = i == len(parts) - 1
+        # Ranks exchange gradients once, with the last micro-batch.
+        silent = forward.no_sync() if world > 1 and not last else contextlib.nullcontext()
+        with silent:
+            with autocast:
+                result: Loss = forward(batch, context)
+            if result.per_sample.shape != (stop - start,):
+                raise ValueError(
+                    f"the objective returned losses of shape {tuple(result.per_sample.shape)} "
+                    f"for {stop - start} samples; it must return one loss per sample"
+                )
+            # Data-parallel training averages gradients over ranks: world makes that a sum.
+            total_loss = result.per_sample.float().sum() * (world / count)
+            total_loss.backward()  # type: ignore[no-untyped-call]
+        _add(sums, "loss", result.per_sample.detach().float().sum() / count)
+        for name, (value, weight) in result.metrics.items():
+            _add(sums, f"metric/{name}", value.detach().float())
+            _add(sums, f"weight/{name}", torch.as_tensor(weight, device=device).float())
+        for name, value in result.stats.items():
+            _add(sums, f"stats/{name}", value.detach())
+    if world > 1:
+        for value in sums.values():
+            dist.all_reduce(value)
+    metrics = {
+        name.removeprefix("metric/"): sums[name] / sums[name.replace("metric/", "weight/")]
+        for name in sums
+        if name.startswith("metric/")
+    }
+    stats = {n.removeprefix("stats/"): v for n, v in sums.items() if n.startswith("stats/")}
+    return sums["loss"], metrics, stats
+
+
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value.clone()
+
+
+def _context(state: TrainState, total: int, seed: int, positions: Tensor) -> Context:
+    noise = Noise.of(seed, "train", positions).at(state.step)
+    return Context(state.step, state.samples / total, noise)
+
+
+def _parts(count: int, rank: int, world: int, micro: int | None) -> list[tuple[int, int]]:
+    """The positions of the global batch that this rank works on, as [start, stop) pieces."""
+    start, stop = count * rank // world, count * (rank + 1) // world
+    size = micro or max(stop - start, 1)
+    return [(i, min(i + size, stop)) for i in range(start, stop, size)] or [(start, stop)]
+
+
+def _grad_norm(learner: nn.Module, clip: float | None) -> Tensor:
+    """The norm of the whole gradient, before it is clipped to `clip`."""
+    limit = float("inf") if clip is None else clip
+    return nn.utils.clip_grad_norm_(learner.parameters(), limit, foreach=True)
+
+
+def _not_finite(step: int, loss: Tensor, norm: Tensor, batches: list[Batch]) -> str:
+    ids = [int(i) for batch in batches for i in batch.ids]
+    shown = ", ".join(map(str, ids[:12])) + (", ..." if len(ids) > 12 else "")
+    return (
+        f"stopped before update {step + 1}: loss {loss.item():g}, gradient norm {norm.item():g} "
+        f"(samples {shown}); the last checkpoint is whole; try a lower optim.lr, "
+        "or look at these samples"
+    )
+
+
+@torch.no_grad()
+def _update_averages(state: TrainState, averages: tuple[Average, ...], count: int) -> None:
+    """θ̄ ← β θ̄ + (1 − β) θ for parameters and floating buffers; other buffers are copied."""
+    current = [*state.learner.parameters(), *state.learner.buffers()]
+    for average in averages:
+        copies = state.averages[average.name]
+        kept = [*copies.parameters(), *copies.buffers()]
+        beta = average.decay(state.samples, count)
+        pairs = [(k, c) for k, c in zip(kept, current, strict=True) if k.is_floating_point()]
+        torch._foreach_lerp_([k for k, _ in pairs], [c for _, c in pairs], 1 - beta)
+        for k, c in zip(kept, current, strict=True):
+            if not k.is_floating_point():
+                k.copy_(c)
+
+
+def _frozen_copy(learner: Learner) -> Learner:
+    return copy.deepcopy(learner).requires_grad_(False).eval()
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _wrapped(learner: Learner, optim: Optim, device: torch.device) -> nn.Module:
+    """The learner as it is called: compiled where that pays, data-parallel where there are
+    several ranks."""
+    module: nn.Module = learner
+    if optim.compile == "on" or (optim.compile == "auto" and device.type == "cuda"):
+        module = torch.compile(module)  # type: ignore[assignment]
+    if _rank_and_world()[1] > 1:
+        module = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+    return module
+
+
+def _autocast(optim: Optim, device: torch.device) -> Any:
+    if precision(optim.precision, device) == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def precision(asked: str, device: torch.device) -> str:
+    """`fp32` or `bf16`: what `auto` means here, or what was asked for if the machine has it.
+
+    On a processor without bf16 instructions, bf16 is 60 to 130 times slower than fp32.
+    """
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        has_bf16 = device.type == "mps" or bool(
+            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
+    if asked == "bf16" and not has_bf16:
+        raise ConfigError(
+            f"optim.precision=bf16 would be emulated on this {device.type} device, many times "
+            "slower than fp32; write optim.precision=auto"
+        )
+    if asked == "auto":
+        return "bf16" if has_bf16 and device.type == "cuda" else "fp32"
+    return asked
+
+
+class _Prefetch:
+    """Reads ahead by one step in a thread, in the order in which positions are expected."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="data")
+        self._queue: list[Future[Batch]] = []
+        self._expected = -1
+
+    def __enter__(self) -> _Prefetch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def expect(self, position: int, parts: list[tuple[int, int]]) -> None:
+        """Start reading the parts of the batch at `position`, unless that has begun already."""
+        if position != self._expected:
+            self._expected = position
+            for start, stop in parts:
+                self._queue.append(
+                    self._pool.submit(self._source.at, position + start, stop - start)
+                )
+
+    def take(self) -> Batch:
+        return self._queue.pop(0).result()
