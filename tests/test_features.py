@@ -45,7 +45,7 @@ def toy(shape=(1, 6, 6), count=60, classes=3):
 @pytest.fixture
 def brief(monkeypatch):
     """A training of a few steps, where what is learned does not matter."""
-    monkeypatch.setattr(features, "_SAMPLES", 6 * features._BATCH)
+    monkeypatch.setattr(features, "_SAMPLES", (6 * features._BATCH,) * 2)
 
 
 @pytest.fixture(scope="module")

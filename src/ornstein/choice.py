@@ -5,8 +5,9 @@ the run. Where a field may hold one of several choices its type is a union, told
 the annotation is the registry.
 """
 
-from collections.abc import Callable
-from typing import Any
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,3 +39,38 @@ class RunRef(Choice):
 Load = Callable[[RunRef], Any]
 """Turns a reference into the trained model behind it: `build` is handed one, so that no
 family needs to know what a run is."""
+
+
+def members(annotation: Any) -> list[Any]:
+    """What a field may hold: the members of a union, or the one type."""
+    if get_origin(annotation) is Annotated:
+        return members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [member for part in get_args(annotation) for member in members(part)]
+    return [annotation]
+
+
+def by_kind(options: Iterable[Any]) -> dict[str, type[Choice]]:
+    """The choices among some types by kind; "" stands for one that has no kind."""
+    kinds: dict[str, type[Choice]] = {}
+    for option in options:
+        if isinstance(option, type) and issubclass(option, Choice):
+            field = option.model_fields.get("kind")
+            named = field is not None and get_origin(field.annotation) is Literal
+            kinds |= dict.fromkeys(get_args(field.annotation) if field and named else [""], option)
+    assert "" not in kinds or len(kinds) == 1, "only a `kind` tells the choices of a union apart"
+    return kinds
+
+
+def elements(options: Iterable[Any], container: type, index: int) -> list[Any] | None:
+    """The types of what a container holds, if one of some types is such a container."""
+    for option in options:
+        origin, args = get_origin(option) or option, get_args(option)
+        if origin is Any:
+            return [Any]
+        if not isinstance(origin, type) or not issubclass(origin, container) or origin is str:
+            continue
+        if issubclass(origin, tuple) and args and args[-1] is not ...:
+            return members(args[min(index, len(args) - 1)])
+        return members(args[1 if issubclass(origin, Mapping) else 0]) if args else [Any]
+    return None

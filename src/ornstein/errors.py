@@ -6,6 +6,7 @@ line prints it on one line and leaves with `code`; a traceback means a bug of ou
 
 import difflib
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class OrnsteinError(Exception):
@@ -50,10 +51,29 @@ class OutOfMemory(OrnsteinError):
     code = 7
 
 
+def like(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the known word most like `word`, if one is."""
+    close = difflib.get_close_matches(word[:99], list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known word most like `word`, or the list of known words."""
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(names)}" if names else ""
+    return like(word, names) or (f"; known: {', '.join(names)}" if names else "")
+
+
+def clip(text: str, size: int = 60) -> str:
+    """Text of at most `size` characters."""
+    return text if len(text) <= size else text[: size - 1] + "…"
+
+
+def quote(text: str) -> str:
+    """What a user wrote, as a message shows it."""
+    return clip(repr(str(text)))
+
+
+def fail(problem: str, *more: str) -> NoReturn:
+    """Raise ConfigError with the first problem on one line, and how many more there are."""
+    line = clip("".join(c if c.isprintable() else " " for c in problem), 360)
+    raise ConfigError(f"{line} (and {len(more)} more)" if more else line) from None

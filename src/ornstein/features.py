@@ -7,9 +7,9 @@ eye, and a download. Where the data have classes we train a small eye on the dat
     image -> (3x3 convolution, batch norm, ReLU) to 4x4 or less -> mean -> 64 numbers -> classes
 
 The 64 activations before the last layer are the features, divided by one number such that their
-variances on the training split add up to 64. So a distance has no units: a generator that
-always draws the average image would score about 64. Nets of other data or seeds are other eyes:
-scores compare only within one extractor, and its name is part of each score.
+variances on the training split add up to 64. So a distance has no units: one point at the mean
+of the features is 64 away. Nets of other data or seeds are other eyes: scores compare only
+within one extractor, and its name is part of each score.
 
 Only the training split is seen. Initial weights, order and shifts are keyed by `noise`, so the
 net is a pure function of (data, split, seed) on one machine and thread count; other kernels sum
@@ -40,13 +40,13 @@ from ornstein.data.info import DataInfo, Dataset
 from ornstein.errors import ConfigError, NumericsError, StorageError
 from ornstein.noise import Noise, permutation
 
-ARCHITECTURE = "conv-64-v1"
+ARCHITECTURE = "conv-64-v2"
 """Part of every cache key: change it with anything below that changes the trained weights."""
 
 WIDTH = 64  # features of the classifier
 _LARGEST = 64  # larger images are averaged to this many pixels a side
 _BATCH = 128
-_SAMPLES = 384 * _BATCH  # training length, in samples, whatever the size of the data
+_SAMPLES = (384 * _BATCH, 640 * _BATCH)  # shortest and longest training, in samples
 _CHUNK = 1024  # images through the net at once
 
 
@@ -184,8 +184,10 @@ def extractor_for(dataset: Dataset, seed: int = 0, cache: Path | None = None) ->
 
 
 def train_classifier(dataset: Dataset, seed: int = 0) -> Classifier:
-    """Train the small net on the training split: 49,152 samples, shifted a little.
+    """Train the small net on the training split.
 
+    1.5 passes, but at least 49,152 and at most 81,920 samples (measured: held-out accuracy 0.99
+    on 8x8 digits and 0.985 on MNIST), each shifted by up to a sixteenth of its side, rounded up.
     AdamW at 3e-3 with warm-up over a twentieth and a cosine down to 0, batches of 128 that run
     through one keyed order of the data after another. ConfigError if the images have no classes.
     """
@@ -196,7 +198,7 @@ def train_classifier(dataset: Dataset, seed: int = 0) -> Classifier:
         )
     net = _initial(info, seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
-    steps = _SAMPLES // _BATCH
+    steps = min(max(3 * len(train) // 2, _SAMPLES[0]), _SAMPLES[1]) // _BATCH
     reach = [-(-side // 16) if side > 4 else 0 for side in info.shape[1:]]
     order = np.empty(0, dtype=np.int64)
     epoch = 0

@@ -39,7 +39,7 @@ from ornstein.errors import CheckpointError, ConfigError, DataError, StorageErro
 from ornstein.noise import Noise
 from ornstein.recipe import Generation, Recipe
 from ornstein.settings import difference, resolve
-from ornstein.training import Event, Learner, TrainState, train
+from ornstein.training import Event, Learner, TrainState, precision, train
 
 if TYPE_CHECKING:
     from ornstein.evaluation import Scores
@@ -110,6 +110,7 @@ class Run:
                     "or another folder with --runs"
                 )
             resolved = _pinned(recipe.fitted(dataset.info), type(recipe))
+            _check(resolved, dataset.info)
             if resolved.optim.samples is None:
                 resolved = _measured(resolved, dataset)
             run = cls(path, resolved, dataset.info)
@@ -509,6 +510,17 @@ def default_device() -> torch.device:
     """The best device of this machine, or the one that ORNSTEIN_DEVICE names."""
     name = os.environ.get("ORNSTEIN_DEVICE")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _check(recipe: Recipe, info: DataInfo) -> None:
+    """Build everything once and begin a sample, so that what cannot work is refused at once."""
+    precision(recipe.optim.precision, default_device())
+    learner = recipe.learner(info, loader(type(recipe))).eval()
+    noise = Noise.of(recipe.seed, "check", 1)
+    for generation in filter(None, (recipe.generation, recipe.preview)):
+        begin: Generation = generation
+        with torch.no_grad():
+            next(begin(learner.model, recipe.at_model_scale(info), noise))
 
 
 def _measured(recipe: Recipe, dataset: Dataset) -> Recipe:

@@ -289,6 +289,13 @@ def test_a_target_that_fails_in_the_middle_is_refused():
         check_admissible(Slanted(), VP())
 
 
+def test_a_target_that_only_rounding_determines_is_refused():
+    """VP with β up to 200 ends at α = e^−50: ε is all of x there, to the last bit."""
+    with pytest.raises(ConfigError, match="'eps'"):
+        check_admissible(Eps(), VP(beta_max=200))
+    check_admissible(V(), VP(beta_max=200))
+
+
 @given(pairs, shares)
 def test_admitted_pairs_determine_the_clean_image_everywhere(pair, share):
     target, process = TARGETS[pair[0]], PROCESSES[pair[1]]

@@ -31,6 +31,7 @@ def build() -> App:
         help_format="plaintext",
         version_flags=["--version"],
         version=_version,
+        result_action="return_value",
     )
     for name, text in COMMANDS.items():
         app.command(f"ornstein.cli.{name}:{name}", name=name, help=text)

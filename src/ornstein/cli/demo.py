@@ -17,7 +17,7 @@ def demo(*, runs: Path = Path("runs"), seed: int = 0) -> int:
         Seed of initial weights, data order and noise.
     """
     from ornstein.cli.request import request
-    from ornstein.cli.training import carry_out, say
+    from ornstein.cli.carry import carry_out, say
 
     begun = time.monotonic()
     say("a diffusion model learns scikit-learn's 8×8 scans of handwritten digits")

@@ -53,7 +53,9 @@ def request(
         words.append(f"data.kind={source.kind}")
         words += [f"data.{key}={_quoted(value)}" for key, value in given.items() if key != "kind"]
     found: Resolved[Recipe] = resolve(Recipe, base, file, [*words, *overrides])
-    return Request(found.value, found.provenance, found.notes)
+    # That other data has other settings goes without saying.
+    notes = tuple(note for note in found.notes if data is None or not note.startswith("data "))
+    return Request(found.value, found.provenance, notes)
 
 
 def generation(

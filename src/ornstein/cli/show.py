@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ornstein.recipe import Recipe
@@ -28,7 +28,13 @@ def show(name: str, other: str | None = None, *, runs: Path = Path("runs")) -> N
         print(first.yaml(), end="")
         return
     for key, (left, right) in difference(first, _recipe(other, runs)).items():
-        print(f"{key}: {left} -> {right}")
+        print(f"{key}: {_shown(left)} -> {_shown(right)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    return "-" if value is None else str(value)
 
 
 def _recipe(name: str, runs: Path) -> Recipe:

@@ -55,7 +55,7 @@ def train(
         Draw pictures at fixed seeds while training, in at most 3 % of the time.
     """
     from ornstein.cli.request import request
-    from ornstein.cli.training import carry_out
+    from ornstein.cli.carry import carry_out
 
     options = {"optim.minutes": minutes, "optim.samples": samples, "seed": seed}
     asked = request(recipe, data, file, options, overrides)

@@ -1,0 +1,110 @@
+_MUST = {
+    "greater_than": "be greater than {gt}",
+    "greater_than_equal": "be at least {ge}",
+    "less_than": "be less than {lt}",
+    "less_than_equal": "be at most {le}",
+    "multiple_of": "be a multiple of {multiple_of}",
+    "finite_number": "be finite",
+    "int": "be a whole number",
+    "int_from_float": "be a whole number",
+    "int_parsing_size": "be a smaller whole number",
+    "float": "be a number",
+    "bool": "be true or false",
+    "string": "be text",
+    "string_too_short": "have a length of at least {min_length}",
+    "string_too_long": "have a length of at most {max_length}",
+    "string_pattern_mismatch": "match the pattern {pattern}",
+    "literal_error": "be {expected}",
+    "enum": "be {expected}",
+    "too_short": "have a length of at least {min_length}",
+    "too_long": "have a length of at most {max_length}",
+    "tuple": "be a list such as [1, 2]",
+    "list": "be a list such as [1, 2]",
+    "model_attributes": "be a section",
+    "dict": "be a mapping such as {{a: 1}}",
+}
+
+
+def sentences(
+    schema: type[Choice], tree: Any, error: ValidationError, sources: list[str]
+) -> list[str]:
+    """What pydantic refused, in our words: a sentence for each key."""
+    found: dict[str, list[str]] = {}
+    ends: dict[str, str] = {}
+    for detail in error.errors(include_url=False):
+        key, kinds, node = _locate(schema, tree, detail["loc"])
+        kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+        source = max((leaf.source for leaf in _leaves(node)), key=sources.index, default="")
+        end = f" ({source})" if source else ""
+        if kind == "missing" and key.endswith("]"):
+            phrase = f"{key} is missing from the list"
+        elif kind == "missing":
+            phrase, end = f"{key} has no default", how(key, kinds)
+        elif kind in ("value_error", "assertion_error"):
+            phrase = f"{key}: {context['error']}".removeprefix(": ")
+        else:
+            must = _MUST.get(kind) or _MUST.get(re.sub("_(type|parsing)$", "", kind))
+            plain = {k: f"{v:.12g}" if isinstance(v, float) else v for k, v in context.items()}
+            message = detail["msg"][:1].lower() + detail["msg"][1:]
+            phrase = f"{key} must {must.format(**plain)}" if must else f"{key}: {message}"
+            words = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+            end = f", got {show(value)}{end}{like(str(value), words) if not found else ''}"
+        # The members of a union each say what they would have taken.
+        phrases = found.setdefault(key, [])
+        if phrase not in phrases:
+            phrases.append(phrase)
+        ends.setdefault(key, end)
+    joined = {key: " or ".join(phrases) for key, phrases in found.items()}
+    return [text.replace(f" or {k} must ", " or ") + ends[k] for k, text in joined.items()]
+
+
+def unknown(
+    draft: _Draft, kinds: Mapping[str, type[Choice]], kind: str, above: str, name: str, item: Any
+) -> tuple[str, str]:
+    """What to say of a key that the section `above` has not, and which key may be meant."""
+    names = [name]
+    while isinstance(item, dict) and len(item) == 1:
+        ((below, item),) = item.items()
+        names += [below] if below else []
+    prefix = f"{above}." if above else ""
+    key = prefix + ".".join(names)
+    what = f"unknown key {quote(key)}"
+    if draft.problems:
+        return what, ""  # only the first one is shown
+    paths = list(dict.fromkeys(_paths(draft.schema)))
+    owners = [k for k, other in kinds.items() if name in other.model_fields]
+    if owners:
+        return what, f"; it belongs to the kind {owners[0]!r}, so set {above}={owners[0]} too"
+    if key in paths:
+        return what, "; write each part of it as a section of its own, not with dots"
+    siblings = list(kinds[kind].model_fields)
+    close = difflib.get_close_matches(name[:99], siblings, 1)
+    if close:
+        whole = ".".join([prefix + close[0], *names[1:]])
+        return what, f"; did you mean {whole if whole in paths else prefix + close[0]!r}?"
+    ends = sorted({path.rpartition(".")[2] for path in paths})
+    for end in difflib.get_close_matches(names[-1][:99], ends, 1):
+        same = [path for path in paths if path.rpartition(".")[2] == end]
+        return what, f"; did you mean {difflib.get_close_matches(key[:99], same, 1, 0)[0]!r}?"
+    return what, nearest(name[:99], siblings)
+
+
+def how(key: str, kinds: Mapping[str, type[Choice]]) -> str:
+    if "" in kinds:
+        return f"; write {key}.{next(iter(kinds[''].model_fields), 'KEY')}=VALUE"
+    if key.endswith("]"):
+        return f"; write {{kind: KIND}} there, one of {', '.join(sorted(kinds))}"
+    if kinds:
+        return f"; write {key}=KIND, one of {', '.join(sorted(kinds))}"
+    return f"; write {key}=VALUE"
+
+
+def _paths(cls: type[Choice], prefix: str = "", above: tuple[Any, ...] = ()) -> Iterator[str]:
+    """Every dotted key that some choice of kinds would have."""
+    for name, field in cls.model_fields.items():
+        yield prefix + name
+        for below in dict.fromkeys(kinds_of(options(field.annotation)).values()):
+            if below not in above:
+                yield from _paths(below, f"{prefix}{name}.", (*above, below))
+
+

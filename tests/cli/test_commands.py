@@ -1,0 +1,200 @@
+"""The command line as a person types it: right answers, and one sentence for wrong ones."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ornstein.cli import overrides, run
+
+TINY = ["model.network=unet", "model.network.channels=[8,16]", "optim.batch=32", "optim.warmup=0"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder of runs with one short training in it, named `small`."""
+    folder = tmp_path_factory.mktemp("runs")
+    words = ["train", "edm", "--samples", "320", "--run", "small", "--runs", str(folder)]
+    assert run([*words, *TINY]) == 0
+    return folder
+
+
+def say(capsys, *words):
+    """Exit code, standard output and standard error of a command."""
+    capsys.readouterr()
+    code = run(list(words))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+WRONG = [
+    (2, "train dpm", "did you mean 'ddpm'?"),
+    (2, "train ddpm optim.lr=-1", "optim.lr must be greater than 0, got -1"),
+    (2, "train ddpm --optim.lr=abc", "optim.lr must be a number, got 'abc'"),
+    (2, "train ddpm --optim.lr abc", "optim.lr must be a number, got 'abc'"),
+    (2, "train ddpm optim.lrr=1", "did you mean 'optim.lr'?"),
+    (2, "train ddpm lr=1", "did you mean 'optim.lr'?"),
+    (2, "train ddpm model.target=edmm", "did you mean 'edm'?"),
+    (2, "train ddpm junk", "has no '='"),
+    (2, "train ddpm --minuts 3", "Did you mean --minutes?"),
+    (2, "train ddpm --samples -4", "optim.samples must be at least 1"),
+    (2, "train ddpm --samples many", "samples"),
+    (2, "train ddpm --file nowhere.yaml", "there is no file nowhere.yaml"),
+    (2, "train nowhere.yaml", "there is no file nowhere.yaml"),
+    (2, "train ddpm model.process=straight", "does not determine the clean image"),
+    (2, "train ddpm optim.precision=bf16 --samples 32", "optim.precision=auto"),
+    (3, "train ddpm --data swis_roll", "did you mean 'swiss_roll'?"),
+    (3, "train ddpm --data nowhere/at/all", "does not exist"),
+    (2, "train ddpm --data moons model.network=unet", "write model.network=mlp"),
+    (2, "sampel small", 'Did you mean "sample"?'),
+    (2, "sample smal", "did you mean 'small'?"),
+    (2, "sample small -n 0", "must be at least 1"),
+    (2, "sample small step=jumpp", "did you mean 'jump'?"),
+    (2, "sample small --save jpg", "jpg"),
+    (2, "sample small --average other", "keeps no average 'other'"),
+    (2, "evaluate", "requires an argument"),
+    (2, "show dpm", "did you mean 'ddpm'?"),
+]
+
+
+@pytest.mark.parametrize(("code", "words", "hint"), WRONG, ids=lambda v: str(v)[:40])
+def test_a_mistake_is_one_sentence(code, words, hint, runs, capsys, monkeypatch):
+    monkeypatch.chdir(runs)
+    found, out, err = say(capsys, *words.split(), "--runs", str(runs))
+    assert found == code, err
+    assert out == ""
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("ornstein: ")
+    assert hint in last
+    assert "Traceback" not in err
+    assert not [p for p in runs.iterdir() if p.name != "small"]  # and nothing is left behind
+
+
+def test_dotted_options_are_overrides():
+    words = ["train", "x", "--optim.lr", "1", "--a.b=c", "--data", "x.y/z", "k.v=1", "--data=a.b"]
+    assert overrides(words) == [
+        *("train", "x", "optim.lr=1", "a.b=c", "--data", "x.y/z", "k.v=1", "--data=a.b"),
+    ]
+
+
+def processor_time():
+    """Seconds that finished child processes have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_help_is_quick_and_without_torch():
+    """At most 0.4 s and 1 s of the processor (the clock depends on who else is busy), no torch."""
+    for words, limit in ((["--help"], 0.4), (["train", "--help"], 1.0)):
+        code = (
+            "import sys; from ornstein.cli import run; "
+            f"run({words}); sys.exit('torch' in sys.modules)"
+        )
+        times = []
+        for _ in range(3):
+            began = processor_time()
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+            times.append(processor_time() - began)
+            assert done.returncode == 0
+            assert b"ornstein" in done.stdout
+        assert min(times) < limit
+
+
+def test_sample_writes_what_is_asked_for(runs, tmp_path, capsys):
+    words = ["sample", "small", "-n", "6", "--steps", "3", "--save", "all"]
+    code, out, _ = say(capsys, *words, "--runs", str(runs), "--out", str(tmp_path))
+    assert code == 0
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len([n for n in names if n.endswith("png")]) == 7
+    for line in out.splitlines()[:2]:
+        assert (tmp_path / line.split("/")[-1]).exists()
+    with np.load(next(tmp_path.glob("*.npz"))) as file:
+        x = file["samples"]
+    assert x.shape == (6, 1, 8, 8)
+    assert x.dtype == np.uint8
+    assert x.max() <= 16
+    with Image.open(next(tmp_path.glob("*.gif"))) as gif:
+        assert 2 <= gif.n_frames <= 4  # the start and three steps, equal ones merged
+
+
+def test_sampling_does_not_depend_on_how_many_are_drawn(runs, tmp_path, capsys):
+    for n, folder in ((3, "a"), (5, "b")):
+        words = ["sample", "small", "-n", str(n), "--save", "npz", "--out", str(tmp_path / folder)]
+        assert say(capsys, *words, "--runs", str(runs))[0] == 0
+    few, many = (np.load(next((tmp_path / f).glob("*.npz")))["samples"] for f in "ab")
+    np.testing.assert_allclose(few.astype(int), many[:3].astype(int), atol=1)
+
+
+def test_show_reads_back_and_differs(runs, tmp_path, capsys):
+    code, out, _ = say(capsys, "show", "small", "--runs", str(runs))
+    assert code == 0
+    assert "sigma_data: 0." in out  # measured from the data
+    (tmp_path / "mine.yaml").write_text(out)
+    assert say(capsys, "show", str(tmp_path / "mine.yaml"))[1] == out
+    code, out, _ = say(capsys, "show", "edm", "small", "--runs", str(runs))
+    assert "optim.batch: 128 -> 32" in out
+
+
+def test_runs_and_recipes_list_what_there_is(runs, capsys):
+    assert "small" in say(capsys, "runs", "--runs", str(runs))[1]
+    out = say(capsys, "recipes")[1]
+    assert "arXiv:2006.11239" in out
+
+
+def test_the_same_command_says_that_it_is_finished(runs, capsys):
+    words = ["train", "edm", "--samples", "320", "--run", "small", "--runs", str(runs), *TINY]
+    code, _, err = say(capsys, *words)
+    assert code == 0
+    assert "is finished (320 samples)" in err
+
+
+def test_a_refused_change_names_the_key(runs, capsys):
+    words = ["train", "edm", "--run", "small", "--runs", str(runs), "--samples", "320"]
+    code, _, err = say(capsys, *words, *TINY, "--seed", "3")
+    assert code == 4
+    assert "was made with seed=0, not 3" in err
+    assert "--allow-change seed" in err
+
+
+def test_a_longer_length_goes_on(runs, tmp_path, capsys):
+    shutil.copytree(runs / "small", tmp_path / "small")
+    words = ["train", "edm", "--run", "small", "--runs", str(tmp_path), "--samples", "640"]
+    code, _, err = say(capsys, *words, *TINY)
+    assert code == 0
+    assert "resumed at 320" in err
+    changes = json.loads((tmp_path / "small/provenance.json").read_text())["changes"]
+    assert [c["key"] for c in changes] == ["optim.samples"]
+    assert changes[0]["samples"] == 320
+
+
+def test_evaluate_prints_json(runs, capsys):
+    words = ["evaluate", "small", "-n", "100", "--steps", "3", "--json", "--runs", str(runs)]
+    code, out, _ = say(capsys, *words)
+    assert code == 0
+    scores = json.loads(out)
+    assert scores["low"] <= scores["value"] * 1.2
+    assert scores["generated"] == 100
+    stored = json.loads((runs / "small/scores.json").read_text())
+    assert stored[-1]["generation"]["steps"] == 3
+
+
+def test_doctor_names_device_and_precision(capsys):
+    code, out, _ = say(capsys, "doctor")
+    assert code == 0
+    for word in ("torch", "device", "precision", "threads", "extra"):
+        assert word in out
+
+
+def test_a_bug_leaves_a_log_and_code_1(runs, capsys, monkeypatch):
+    monkeypatch.setattr("ornstein.cli.recipes.recipes", lambda: 1 / 0)
+    code, _, err = say(capsys, "recipes")
+    assert code == 1
+    assert "this is a bug" in err
+    assert "Traceback" not in err
