@@ -15,15 +15,16 @@ SOURCE = Path(__file__).parents[1] / "src" / "ornstein"
 # `diffusion` and `data` share a line: siblings, with no arrow between them.
 LAYERS = [
     {"lazy", "errors"},
-    {"choice", "fsops"},
+    {"choice", "fsops", "yamltree"},
     {"noise"},
     {"nn"},
     {"data", "diffusion"},
-    {"objectives"},
+    {"objectives", "sentences"},
     {"optim", "metrics", "features", "settings", "pictures"},
     {"training", "evaluation"},
     {"checkpoint"},
     {"recipe"},
+    {"prepare", "log", "drift"},
     {"recipes", "run"},
     {"cli"},
     {"__init__", "__main__"},

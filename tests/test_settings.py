@@ -1,5 +1,6 @@
 """Layers become one choice, mistakes become one sentence, and YAML goes there and back."""
 
+import json
 import subprocess
 import sys
 import time
@@ -197,6 +198,53 @@ def test_optional_sections_come_and_go():
     assert resolve(Recipe, base, None, ["preview=none"]).provenance["preview"] == "command line"
 
 
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(guide=None), {}, {"guide": None}])
+def test_a_key_that_one_kind_has_means_that_kind(recipe):
+    value, provenance, notes = resolve(Recipe, recipe, None, ["guide.rho=3", "guide.sigma_max=8"])
+    assert value.guide == Karras(rho=3.0, sigma_max=8.0)
+    assert provenance["guide.kind"] == provenance["guide.rho"] == "command line"
+    assert provenance["guide.sigma_min"] == "default"
+    assert notes == ("guide is 'karras', the kind that has rho, sigma_max",)
+
+
+def test_the_kind_that_is_meant_comes_from_the_layer_that_needs_it(write):
+    path = write("guide: {times: [1, .5]}")
+    resolved = resolve(Recipe, {}, path, ["guide.times=[.5]", "seed=1"])
+    assert resolved.value.guide == Explicit(times=(0.5,))
+    assert resolved.provenance["guide.kind"] == f"file {path}"
+    assert resolved.notes == ("guide is 'explicit', the kind that has times",)
+    assert "belongs to the kind 'karras'" in refused("guide.rho=3", file=path)
+    # A section that is unset again, or replaced, leaves no note behind.
+    gone = resolve(Recipe, {}, path, ["guide=null"])
+    assert (gone.value.guide, gone.notes) == (None, ())
+    other = resolve(Recipe, {}, path, ["guide=trailing"])
+    assert (other.value.guide, other.notes) == (Trailing(), ())
+    again = resolve(Recipe, Recipe(guide=Karras()), write("guide: null"), ["guide.times=[1]"])
+    assert again.value.guide == Explicit(times=(1.0,))
+
+
+def test_a_required_section_may_be_meant_by_its_keys():
+    class Needs(Choice):
+        average: Average
+        rate: float | Average = 0.1
+
+    resolved = resolve(Needs, {}, None, ["average.width=.2"])
+    assert resolved.value.average == Power(width=0.2)
+    assert resolved.notes == ("average is 'power', the kind that has width",)
+    # 0.1 is a value: what is set is not turned into something else.
+    with pytest.raises(ConfigError, match=r"^rate needs a kind"):
+        resolve(Needs, {}, None, ["average=power", "rate.width=.2"])
+    with pytest.raises(ConfigError, match=r"^average.width must be less than 0.3, got 1 \(comm"):
+        resolve(Needs, {}, None, ["average.width=1"])
+
+
+@pytest.mark.parametrize(
+    "override", ["guide.sigma_max=3", "guide={}", "guide.roh=3", "guide={rho: 3, times: [1]}"]
+)
+def test_keys_of_no_kind_or_of_several_do_not_tell_it(override):
+    assert refused(override).startswith("guide needs a kind (command line); write guide=KIND, one")
+
+
 def test_a_list_of_choices_is_one_value(write):
     text = "averages=[{kind: half_life, samples: 1e3}, power]"
     assert run(text).averages == (HalfLife(samples=1000), Power())
@@ -318,7 +366,7 @@ def test_text_is_read_by_the_type_of_its_field(override, expected, write):
             "optim is a section, not a value, got '3' (command line); write optim.lr=VALUE",
         ),
         (
-            "guide.rho=3",
+            "guide.sigma_max=3",
             "guide needs a kind (command line); write guide=KIND, one of explicit, karras, "
             "leading, log_snr, trailing, uniform",
         ),
@@ -552,6 +600,24 @@ def test_the_difference_is_what_overrides_must_say(a, b):
     assert not difference(a, a)
     assert (changed == {}) == (a == b)
     assert resolve(Recipe, a).value == a
+
+
+def test_choices_in_a_list_are_leaves_of_plain_data():
+    class Nested(Choice):
+        lists: tuple[Average | float, ...] = ()
+        named: dict[str, Average] = Field(default_factory=dict)
+
+    a = Recipe(averages=(HalfLife(samples=10), Power()))
+    power = {"kind": "power", "width": 0.1}
+    assert flatten(a)["averages"] == [{"kind": "half_life", "samples": 10}, power]
+    assert difference(a, Recipe()) == {"averages": (flatten(a)["averages"], ())}
+    assert json.loads(json.dumps(flatten(a)))["averages"] == flatten(a)["averages"]
+    assert flatten(Nested(lists=(0.5, Power()), named={"a": Power()})) == {
+        "lists": [0.5, power],
+        "named": {"a": power},
+    }
+    same = resolve(Recipe, {}, None, ["averages=[{kind: half_life, samples: 10}, power]"]).value
+    assert difference(a, same) == {}
 
 
 keys = [*flatten(BASE), "diffusion", "diffusion.process", "preview", "guide", "preview.grid"]

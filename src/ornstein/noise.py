@@ -41,7 +41,8 @@ class Noise(NamedTuple):
     """The random numbers of a batch: sample `b` of the batch draws as sample `ids[b]`.
 
     Shapes: `ids` is int64 [B], the positions in the *global* batch (training) or the sample
-    numbers (generation). `step` tells apart the steps of a loop; `purpose` the uses within one.
+    numbers (generation), below 2^48. `step`, below 2^32, tells apart the steps of a loop;
+    `purpose` the uses within one; `draw`, below 2^16, the draws of one use.
     """
 
     key: tuple[int, int]
@@ -83,9 +84,9 @@ class Noise(NamedTuple):
     def uniform(
         self, draw: int, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Uniform numbers in the open interval (0, 1), `[B, *shape]`.
+        """Uniform numbers in the open interval (0, 1), `[B, *shape]`, neither end included.
 
-        23 bits for float32, 52 for float64; neither end is ever returned.
+        52 bits in float64 where that is asked for, else 23 bits in float32.
         """
         count = math.prod(shape)
         if dtype == torch.float64:
@@ -93,8 +94,8 @@ class Noise(NamedTuple):
             mantissa = ((words[:, :count] & 0xFFFFF) << 32) | words[:, count:]
             u = (mantissa.double() + 0.5) * 2.0**-52
         else:
+            # float32 whatever is asked for: a narrower type would round to 1.
             u = ((self.bits(draw, count) >> 9).to(torch.float32) + 0.5) * 2.0**-23
-            u = u.to(dtype)
         return u.view(len(self.ids), *shape)
 
     def normal(

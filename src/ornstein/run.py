@@ -16,14 +16,12 @@ The folder is the whole truth: a run is opened from it alone, by whatever family
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,33 +33,20 @@ from ornstein.choice import Choice, RunRef
 from ornstein.data.images import cache_folder
 from ornstein.data.info import DataInfo, Dataset, affine
 from ornstein.data.stream import Stream
+from ornstein.drift import changes, refused
 from ornstein.errors import CheckpointError, ConfigError, DataError, StorageError, nearest
+from ornstein.log import Log, cut, locked
 from ornstein.noise import Noise
+from ornstein.prepare import concrete, default_device, measured
 from ornstein.recipe import Generation, Recipe
 from ornstein.settings import difference, resolve
-from ornstein.training import Event, Learner, TrainState, precision, train
+from ornstein.training import Event, Learner, TrainState, train
 
 if TYPE_CHECKING:
     from ornstein.evaluation import Scores
 
-FREE = ("generation", "preview")
-NOTED = tuple(
-    f"optim.{name}"
-    for name in (
-        *("samples", "minutes", "micro_batch", "lr", "betas", "eps", "weight_decay", "clip"),
-        *("warmup", "decay", "compile"),
-    )
-)
 PREVIEW_SHARE = 0.03
 PREVIEW_SEED = 0
-
-
-class Change(NamedTuple):
-    """A value of an existing run that a new request would change."""
-
-    key: str
-    old: Any
-    new: Any
 
 
 class Run:
@@ -97,6 +82,8 @@ class Run:
         all the same; `progress` is called while data is read.
         Raises: ConfigError, DataError, CheckpointError (a refused change).
         """
+        if name is not None and (not name.strip() or Path(name).name != name):
+            raise ConfigError(f"a run's name must be a plain name, not {name!r}; write --run NAME")
         dataset = recipe.data.load(progress)
         path = runs / (name or recipe.run_name())
         if (path / "recipe.yaml").exists():
@@ -104,23 +91,10 @@ class Run:
             run._check_data(dataset.info)
             run._adopt(recipe, allow)
         else:
-            if path.exists() and any(path.iterdir()):
-                raise StorageError(
-                    f"{path} exists and is not a run; choose another name with --run, "
-                    "or another folder with --runs"
-                )
-            resolved = _pinned(recipe.fitted(dataset.info), type(recipe))
-            _check(resolved, dataset.info)
-            if resolved.optim.samples is None:
-                resolved = _measured(resolved, dataset)
+            schema = type(recipe)
+            resolved = concrete(recipe, dataset, loader(schema), pinner(schema))
             run = cls(path, resolved, dataset.info)
-            fsops.make_folder(path)
-            fsops.replace(path / "request.yaml", recipe.yaml().encode())
-            fsops.replace(path / "data.json", dataset.info.model_dump_json(indent=1).encode())
-            sources = _provenance(recipe, resolved, provenance or {})
-            fsops.replace(path / "provenance.json", _json({"from": sources, "changes": []}))
-            # Last: a folder with a recipe is a run.
-            fsops.replace(path / "recipe.yaml", resolved.yaml().encode())
+            run._make(recipe, provenance or {})
         run._dataset = dataset
         return run
 
@@ -145,6 +119,32 @@ class Run:
                 f"{found / 'data.json'} is missing or damaged; restore it, or train afresh"
             ) from error
         return cls(found, recipe, info)
+
+    def _make(self, request: Recipe, provenance: Mapping[str, str]) -> None:
+        """Write the folder of a new run under another name, then give it its own."""
+        filled = dict.fromkeys(difference(request, self.recipe), "measured")
+        files = {
+            "recipe.yaml": self.recipe.yaml().encode(),
+            "request.yaml": request.yaml().encode(),
+            "provenance.json": _json({"from": {**provenance, **filled}, "changes": []}),
+            "data.json": self.info.model_dump_json(indent=1).encode(),
+        }
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        fsops.make_folder(temporary)
+        try:
+            for name, content in files.items():
+                fsops.write(temporary / name, content)
+            fsops.rename(temporary, self.path)
+        except StorageError as error:
+            if self.path.exists():
+                raise StorageError(
+                    f"{self.path} exists and is not a run; choose another name with --run, "
+                    "or another folder with --runs"
+                ) from error
+            raise
+        finally:
+            if temporary.exists():
+                fsops.remove(temporary)
 
     # Training
 
@@ -182,9 +182,8 @@ class Run:
         self._note(notes)
         if found is not None:
             checkpoints.restore(found, state)
-            self._cut_metrics(int(found.state["metrics_bytes"]))
-        else:
-            self._cut_metrics(0)
+        logged = 0 if found is None else int(found.state["metrics_bytes"])
+        cut(self.path / "metrics.jsonl", logged)
         return state
 
     def train(self, *, save_every: float = 60.0, previews: bool = True) -> Iterator[Event]:
@@ -195,60 +194,37 @@ class Run:
         type, torch build, thread and device count).
         Raises: StorageError where another process trains this run, and what `train` raises.
         """
-        with _lock(self.path):
+        with locked(self.path):
             state = self.state()
             source = Stream(self.dataset, self.recipe.seed, self.recipe.objective.range)
-            with (self.path / "metrics.jsonl").open("ab") as metrics:
-                yield from self._updates(state, source, metrics, save_every, previews)
+            with Log(self.path / "metrics.jsonl") as log:
+                yield from self._updates(state, source, log, save_every, previews)
 
     def _updates(
-        self,
-        state: TrainState,
-        source: Stream,
-        metrics: Any,
-        save_every: float,
-        previews: bool,
+        self, state: TrainState, source: Stream, log: Log, save_every: float, previews: bool
     ) -> Iterator[Event]:
-        pending: list[Event] = []
-
-        def flush() -> None:
-            metrics.write("".join(_line(event) for event in pending).encode())
-            metrics.flush()
-            pending.clear()
-
         def save() -> None:
-            flush()
-            os.fsync(metrics.fileno())
-            extra = {
-                "metrics_bytes": metrics.tell(),
-                "seed": self.recipe.seed,
-                "data": self.info.fingerprint,
-            }
-            checkpoints.save(self.path / "ckpt", state, extra)
+            extra = {"seed": self.recipe.seed, "data": self.info.fingerprint}
+            checkpoints.save(self.path / "ckpt", state, {"metrics_bytes": log.sync(), **extra})
 
-        pictures_due = _PreviewClock()
-        saved_at = flushed_at = time.monotonic()
-        saved_step = state.step
-        optim = self.recipe.optim
+        due = _PreviewClock()
+        saved_at, saved_step = time.monotonic(), state.step
         try:
-            for event in train(state, source, optim, self.total, self.recipe.seed):
-                pending.append(event)
-                now = time.monotonic()
-                if now - flushed_at > 1.0:
-                    flush()
-                    flushed_at = now
-                if now - saved_at > save_every or state.samples >= self.total:
+            for event in train(state, source, self.recipe.optim, self.total, self.recipe.seed):
+                log.add(event)
+                if time.monotonic() - saved_at > save_every or state.samples >= self.total:
                     save()
                     saved_at, saved_step = time.monotonic(), state.step
-                if previews and state.samples < self.total:
-                    pictures_due.after(event, lambda: self._draw_preview(state))
+                if previews and due.after(event):
+                    self._preview_of(state)
+                    due.done()
                 yield event
         except GeneratorExit:
             if state.step > saved_step:
                 save()
             raise
-        if previews:
-            self._draw_preview(state)
+        if previews and state.step > 0:
+            self._preview_of(state)
 
     # The four verbs
 
@@ -295,13 +271,18 @@ class Run:
     ) -> Iterator[list[np.ndarray]]:
         if n < 1:
             raise ConfigError(f"the number of samples must be at least 1, got {n}")
-        model: Any = self.learner(average).model
-        generation = generation or self.recipe.generation
-        info = self.recipe.at_model_scale(self.info)
+        model = self.learner(average).model
         for start in range(0, n, batch):
-            ids = torch.arange(first + start, first + min(start + batch, n), device=self.device)
-            states = generation(model, info, Noise.of(seed, "generate", ids))
-            yield [self.native(x) for x in states]
+            ids = range(first + start, first + min(start + batch, n))
+            yield self._states(model, generation or self.recipe.generation, ids, seed)
+
+    def _states(
+        self, model: Any, generation: Generation, ids: range, seed: int
+    ) -> list[np.ndarray]:
+        """All states of the generation of the samples `ids`, in native values."""
+        noise = Noise.of(seed, "generate", torch.tensor(ids, device=self.device))
+        states = generation(model, self.recipe.at_model_scale(self.info), noise)
+        return [self.native(x) for x in states]
 
     def likelihood(self, x: np.ndarray, seed: int = 0) -> np.ndarray:
         """−log p(x) in nats per sample (or a bound, as the objective says), for native values x.
@@ -409,29 +390,22 @@ class Run:
             )
         return f"average-{asked or names[0]}"
 
-    def _draw_preview(self, state: TrainState, n: int = 16) -> None:
-        names = list(state.averages)
-        learner = state.averages[names[0]] if names else state.learner
-        generation: Generation = self.recipe.preview or self.recipe.generation
-        noise = Noise.of(PREVIEW_SEED, "generate", torch.arange(n, device=self.device))
+    @torch.no_grad()
+    def _preview_of(self, state: TrainState, n: int = 16) -> None:
+        """Draw a preview with the first average of a training in progress."""
+        learner = next(iter(state.averages.values()), state.learner)
         training = learner.training
         learner.eval()
-        with torch.no_grad():
-            *_, x = generation(learner.model, self.recipe.at_model_scale(self.info), noise)
+        how = self.recipe.preview or self.recipe.generation
+        *_, x = self._states(learner.model, how, range(n), PREVIEW_SEED)
         learner.train(training)
-        self._write_preview(self.native(x), state.step)
+        self._write_preview(x, state.step)
 
     def _write_preview(self, x: np.ndarray, step: int) -> Path:
         fsops.make_folder(self.path / "previews")
         path = self.path / "previews" / f"step-{step:08d}.png"
         fsops.replace(path, pictures.png(pictures.picture(x, self.info)))
         return path
-
-    def _cut_metrics(self, size: int) -> None:
-        """Forget what was logged after the checkpoint: those updates will come again."""
-        path = self.path / "metrics.jsonl"
-        if path.exists() and path.stat().st_size > size:
-            os.truncate(path, size)
 
     def _note(self, notes: tuple[str, ...]) -> None:
         if notes:
@@ -446,48 +420,48 @@ class Run:
                 "train under another name with --run, or put the data back"
             )
 
-    def changes(self, request: Recipe) -> tuple[Change, ...]:
-        """What a new request would change in this run, key by key."""
-        stored = resolve(type(request), {}, self.path / "request.yaml").value
-        return tuple(Change(key, *pair) for key, pair in difference(stored, request).items())
-
     def _adopt(self, request: Recipe, allow: tuple[str, ...]) -> None:
         """Take over what may change in an existing run, note it, and refuse the rest."""
-        changes = self.changes(request)
-        if not changes:
+        stored = resolve(type(request), {}, self.path / "request.yaml").value
+        found = changes(stored, request)
+        if not found:
             return
-        refused = [change for change in changes if not _under(change.key, (*FREE, *NOTED, *allow))]
-        if refused:
-            first = refused[0]
+        for change in refused(found, allow):
             raise CheckpointError(
-                f"run {self.path.name} was made with {first.key}={first.old}, not {first.new}; "
+                f"run {self.path.name} was made with {change.key}={change.old}, not {change.new}; "
                 "choose another name with --run, or insist with "
-                f"--allow-change {first.key}"
+                f"--allow-change {change.key}"
             )
         model = self.recipe.model if not allow else request.fitted(self.info).model
         adopted = request.model_copy(update={"model": model})
         if adopted.optim.samples is None:
-            length = {change.key for change in changes} & {"optim.minutes", "optim.samples"}
-            if length:
-                adopted = _measured(adopted, self.dataset)
+            if {"optim.minutes", "optim.samples"} & {change.key for change in found}:
+                adopted = measured(adopted, self.dataset, loader(type(adopted)))
             else:
                 optim = adopted.optim.model_copy(update={"samples": self.total})
                 adopted = adopted.model_copy(update={"optim": optim})
         record = json.loads((self.path / "provenance.json").read_bytes())
-        found, _ = checkpoints.latest(self.path / "ckpt")
         record["changes"] += [
-            {
-                "samples": 0 if found is None else found.state["samples"],
-                "key": change.key,
-                "from": change.old,
-                "to": change.new,
-            }
-            for change in changes
+            {"samples": self.samples, "key": change.key, "from": change.old, "to": change.new}
+            for change in found
         ]
         fsops.replace(self.path / "provenance.json", _json(record))
         fsops.replace(self.path / "request.yaml", request.yaml().encode())
         fsops.replace(self.path / "recipe.yaml", adopted.yaml().encode())
         self.recipe = adopted
+
+
+def pinner(schema: type[Recipe]) -> Callable[[RunRef], RunRef]:
+    """What fills in the absolute path and the weights of a reference to a run."""
+
+    def pin(reference: RunRef) -> RunRef:
+        if reference.weights:
+            return reference
+        run = Run.open(reference.path, schema=schema)
+        filled = {"path": str(run.path.resolve()), "weights": run.weights(reference.average)}
+        return reference.model_copy(update=filled)
+
+    return pin
 
 
 def loader(schema: type[Recipe]) -> Callable[[RunRef], Any]:
@@ -506,137 +480,24 @@ def loader(schema: type[Recipe]) -> Callable[[RunRef], Any]:
     return load
 
 
-def default_device() -> torch.device:
-    """The best device of this machine, or the one that ORNSTEIN_DEVICE names."""
-    name = os.environ.get("ORNSTEIN_DEVICE")
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _check(recipe: Recipe, info: DataInfo) -> None:
-    """Build everything once and begin a sample, so that what cannot work is refused at once."""
-    precision(recipe.optim.precision, default_device())
-    learner = recipe.learner(info, loader(type(recipe))).eval()
-    noise = Noise.of(recipe.seed, "check", 1)
-    for generation in filter(None, (recipe.generation, recipe.preview)):
-        begin: Generation = generation
-        with torch.no_grad():
-            next(begin(learner.model, recipe.at_model_scale(info), noise))
-
-
-def _measured(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """The recipe with `minutes` turned into samples, at the speed of a short trial."""
-    optim = recipe.optim
-    assert optim.minutes is not None
-    info = dataset.info
-    learner = recipe.learner(info, loader(type(recipe))).to(default_device())
-    trial = optim.model_copy(update={"samples": 10**12})
-    events = train(
-        TrainState(learner, trial),
-        Stream(dataset, recipe.seed, recipe.objective.range),
-        trial,
-        10**12,
-        recipe.seed,
-    )
-    budget = min(3.0, 3.0 * optim.minutes)
-    times: list[float] = []
-    for event in events:
-        if event.step > 3:  # the first updates warm caches up
-            times.append(event.seconds)
-        if len(times) >= 3 and sum(times) > budget:
-            break
-    events.close()  # type: ignore[attr-defined]
-    rate = optim.batch / float(np.median(times))
-    # Saving, previews and logging take their share of the minutes.
-    samples = max(optim.batch, int(0.95 * rate * 60 * optim.minutes))
-    return recipe.model_copy(update={"optim": optim.model_copy(update={"samples": samples})})
-
-
-def _pinned(choice: Any, schema: type[Recipe]) -> Any:
-    """The choice with every reference to a run pinned to the weights that run has now."""
-    if isinstance(choice, RunRef):
-        if choice.weights:
-            return choice
-        run = Run.open(choice.path, schema=schema)
-        return choice.model_copy(
-            update={"path": str(run.path.resolve()), "weights": run.weights(choice.average)}
-        )
-    if not isinstance(choice, Choice):
-        return choice
-    fields = {name: _pinned(getattr(choice, name), schema) for name in type(choice).model_fields}
-    changed = {k: v for k, v in fields.items() if v is not getattr(choice, k)}
-    return choice.model_copy(update=changed) if changed else choice
-
-
 class _PreviewClock:
     """Lets previews take no more than their share of the time."""
 
     def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._spent = 0.0
-        self._last = 0.0
+        self._started = self._asked = time.monotonic()
+        self._spent = self._last = 0.0
 
-    def after(self, event: Event, draw: Callable[[], None]) -> None:
-        now = time.monotonic()
+    def after(self, event: Event) -> bool:
+        """Whether a preview can be afforded now."""
+        self._asked = time.monotonic()
         # Before the first one its cost is unknown; it waits for a time that can pay for a few.
         expected = self._last or 20 * event.seconds
-        if self._spent + expected <= PREVIEW_SHARE * (now - self._started):
-            draw()
-            self._last = time.monotonic() - now
-            self._spent += self._last
+        return self._spent + expected <= PREVIEW_SHARE * (self._asked - self._started)
 
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the run for one process; the lock of a dead process is free again by itself."""
-    file = (path / "lock").open("a+")
-    try:
-        if not _try_lock(file):
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise StorageError(
-                f"run {path.name} is being trained by {owner}; wait for it, or stop it first"
-            )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-    finally:
-        file.close()
-
-
-def _try_lock(file: Any) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows has no flock; there one run must not be trained twice at once
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _line(event: Event) -> str:
-    values = {
-        "step": event.step,
-        "samples": event.samples,
-        "loss": float(event.loss),
-        **{name: float(value) for name, value in event.metrics.items()},
-        "grad_norm": float(event.grad_norm),
-        "lr": event.lr,
-        "seconds": round(event.seconds, 6),
-        "waited": round(event.waited, 6),
-    }
-    return json.dumps(values) + "\n"
-
-
-def _provenance(asked: Recipe, resolved: Recipe, given: Mapping[str, str]) -> dict[str, str]:
-    filled = dict.fromkeys(difference(asked, resolved), "measured")
-    return {**given, **filled}
-
-
-def _under(key: str, names: tuple[str, ...]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
+    def done(self) -> None:
+        """A preview has been drawn since the last question."""
+        self._last = time.monotonic() - self._asked
+        self._spent += self._last
 
 
 def _kind(choice: Any) -> str:

@@ -1,3 +1,16 @@
+"""What a recipe got wrong, each in one sentence: the key, the value, and what to write instead."""
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from ornstein.choice import Choice, by_kind, elements, members
+from ornstein.errors import like, nearest, quote
+from ornstein.yamltree import show
+
 _MUST = {
     "greater_than": "be greater than {gt}",
     "greater_than_equal": "be at least {ge}",
@@ -11,8 +24,6 @@ _MUST = {
     "float": "be a number",
     "bool": "be true or false",
     "string": "be text",
-    "string_too_short": "have a length of at least {min_length}",
-    "string_too_long": "have a length of at most {max_length}",
     "string_pattern_mismatch": "match the pattern {pattern}",
     "literal_error": "be {expected}",
     "enum": "be {expected}",
@@ -23,19 +34,20 @@ _MUST = {
     "model_attributes": "be a section",
     "dict": "be a mapping such as {{a: 1}}",
 }
+_MORE = r"^string_(?=too_)|_(type|parsing)$"  # what pydantic's names have besides
 
 
 def sentences(
-    schema: type[Choice], tree: Any, error: ValidationError, sources: list[str]
+    schema: type[Choice], error: ValidationError, source: Callable[[str], str]
 ) -> list[str]:
-    """What pydantic refused, in our words: a sentence for each key."""
+    """What pydantic refused, in our words: a sentence for each key, with the value's source."""
     found: dict[str, list[str]] = {}
     ends: dict[str, str] = {}
     for detail in error.errors(include_url=False):
-        key, kinds, node = _locate(schema, tree, detail["loc"])
+        key, kinds = _place(schema, detail["loc"])
         kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
-        source = max((leaf.source for leaf in _leaves(node)), key=sources.index, default="")
-        end = f" ({source})" if source else ""
+        given = source(key)
+        end = f" ({given})" if given else ""
         if kind == "missing" and key.endswith("]"):
             phrase = f"{key} is missing from the list"
         elif kind == "missing":
@@ -43,7 +55,7 @@ def sentences(
         elif kind in ("value_error", "assertion_error"):
             phrase = f"{key}: {context['error']}".removeprefix(": ")
         else:
-            must = _MUST.get(kind) or _MUST.get(re.sub("_(type|parsing)$", "", kind))
+            must = _MUST.get(kind) or _MUST.get(re.sub(_MORE, "", kind))
             plain = {k: f"{v:.12g}" if isinstance(v, float) else v for k, v in context.items()}
             message = detail["msg"][:1].lower() + detail["msg"][1:]
             phrase = f"{key} must {must.format(**plain)}" if must else f"{key}: {message}"
@@ -58,10 +70,30 @@ def sentences(
     return [text.replace(f" or {k} must ", " or ") + ends[k] for k, text in joined.items()]
 
 
+def _place(schema: type[Choice], loc: tuple[int | str, ...]) -> tuple[str, dict[str, type[Choice]]]:
+    """The dotted key of a place that pydantic names, and the kinds that it may have."""
+    key, options = "", [schema]
+    for part in loc:
+        kinds = by_kind(options)
+        fields = next(iter(kinds.values())).model_fields if len(kinds) == 1 else {}
+        if isinstance(part, int):
+            key, options = f"{key}[{part}]", elements(options, Collection, part) or []
+        elif part in fields:
+            key, options = f"{key}.{part}".lstrip("."), members(fields[part].annotation)
+        else:  # a label that pydantic adds for the member of a union
+            options = [c for k, c in kinds.items() if part in (k, c.__name__)] or options
+    return key, by_kind(options)
+
+
 def unknown(
-    draft: _Draft, kinds: Mapping[str, type[Choice]], kind: str, above: str, name: str, item: Any
+    schema: type[Choice],
+    kinds: Mapping[str, type[Choice]],
+    kind: str,
+    above: str,
+    name: str,
+    item: Any,
 ) -> tuple[str, str]:
-    """What to say of a key that the section `above` has not, and which key may be meant."""
+    """What to say of a key that a section of this kind has not, and which one may be meant."""
     names = [name]
     while isinstance(item, dict) and len(item) == 1:
         ((below, item),) = item.items()
@@ -69,42 +101,40 @@ def unknown(
     prefix = f"{above}." if above else ""
     key = prefix + ".".join(names)
     what = f"unknown key {quote(key)}"
-    if draft.problems:
-        return what, ""  # only the first one is shown
-    paths = list(dict.fromkeys(_paths(draft.schema)))
-    owners = [k for k, other in kinds.items() if name in other.model_fields]
-    if owners:
-        return what, f"; it belongs to the kind {owners[0]!r}, so set {above}={owners[0]} too"
+    for owner, other in kinds.items():
+        if name in other.model_fields:
+            return what, f"; it belongs to the kind {owner!r}, so set {above}={owner} too"
+    paths = list(dict.fromkeys(_paths(schema)))
     if key in paths:
         return what, "; write each part of it as a section of its own, not with dots"
     siblings = list(kinds[kind].model_fields)
-    close = difflib.get_close_matches(name[:99], siblings, 1)
-    if close:
-        whole = ".".join([prefix + close[0], *names[1:]])
-        return what, f"; did you mean {whole if whole in paths else prefix + close[0]!r}?"
+    for close in difflib.get_close_matches(name[:99], siblings, 1):
+        whole = ".".join([prefix + close, *names[1:]])
+        return what, f"; did you mean {whole if whole in paths else prefix + close!r}?"
     ends = sorted({path.rpartition(".")[2] for path in paths})
     for end in difflib.get_close_matches(names[-1][:99], ends, 1):
         same = [path for path in paths if path.rpartition(".")[2] == end]
         return what, f"; did you mean {difflib.get_close_matches(key[:99], same, 1, 0)[0]!r}?"
-    return what, nearest(name[:99], siblings)
+    return what, nearest(name, siblings)
 
 
 def how(key: str, kinds: Mapping[str, type[Choice]]) -> str:
+    """What to write for a key that may have these kinds."""
     if "" in kinds:
         return f"; write {key}.{next(iter(kinds[''].model_fields), 'KEY')}=VALUE"
     if key.endswith("]"):
         return f"; write {{kind: KIND}} there, one of {', '.join(sorted(kinds))}"
-    if kinds:
-        return f"; write {key}=KIND, one of {', '.join(sorted(kinds))}"
-    return f"; write {key}=VALUE"
+    return (
+        f"; write {key}=KIND, one of {', '.join(sorted(kinds))}"
+        if kinds
+        else f"; write {key}=VALUE"
+    )
 
 
 def _paths(cls: type[Choice], prefix: str = "", above: tuple[Any, ...] = ()) -> Iterator[str]:
     """Every dotted key that some choice of kinds would have."""
     for name, field in cls.model_fields.items():
         yield prefix + name
-        for below in dict.fromkeys(kinds_of(options(field.annotation)).values()):
+        for below in dict.fromkeys(by_kind(members(field.annotation)).values()):
             if below not in above:
                 yield from _paths(below, f"{prefix}{name}.", (*above, below))
-
-

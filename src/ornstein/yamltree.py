@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -24,6 +24,11 @@ class Bare(str):
 
 
 def load(path: Path) -> dict[str, Any]:
+    """The tree in a YAML file.
+
+    Raises: ConfigError if the file cannot be read, is not a mapping, breaks a limit, or uses
+    an alias, a tag or a key twice.
+    """
     try:
         with Path(path).open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
@@ -52,15 +57,19 @@ def parse(text: str, where: str) -> Any:
     stack: list[Any] = [root]
     keys: list[str | None] = [None]  # of each mapping on the stack, the key that awaits a value
     nodes = 0
+
+    def refuse(mark: Any, what: str) -> NoReturn:
+        line = f", line {mark.line + 1}" if mark and "\n" in text else ""
+        fail(f"{where}{line}: {what}")
+
     try:
         for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             mark = event.start_mark
-            at = f"{where}, line {mark.line + 1}" if mark and "\n" in text else where
             if isinstance(event, yaml.CollectionEndEvent):
                 stack.pop()
                 keys.pop()
             if isinstance(event, yaml.DocumentStartEvent) and root:
-                fail(f"{at}: a second document begins; keep one")
+                refuse(mark, "a second document begins; keep one")
             if not isinstance(event, yaml.NodeEvent):
                 continue
             nodes += 1
@@ -69,21 +78,21 @@ def parse(text: str, where: str) -> Any:
             if isinstance(event, yaml.ScalarEvent):
                 node = Bare(event.value) if event.implicit[0] else event.value
             if event.anchor is not None:
-                fail(f"{at}: aliases and anchors (*, &) are not read; write the value out")
+                refuse(mark, "aliases and anchors (*, &) are not read; write the value out")
             if tag is not None:
-                fail(f"{at}: the tag {quote(tag)} is not read; leave it out")
+                refuse(mark, f"the tag {quote(tag)} is not read; leave it out")
             if nodes > MAX_NODES:
-                fail(f"{at}: a recipe holds at most {MAX_NODES} values")
+                refuse(mark, f"a recipe holds at most {MAX_NODES} values")
             if len(stack) > MAX_DEPTH:
-                fail(f"{at}: a recipe is nested at most {MAX_DEPTH} deep")
+                refuse(mark, f"a recipe is nested at most {MAX_DEPTH} deep")
             if isinstance(parent, list):
                 parent.append(node)
             elif key is not None:
                 parent[key], keys[-1] = node, None
             elif not isinstance(node, str) or not node:
-                fail(f"{at}: a key must be a name")
+                refuse(mark, "a key must be a name")
             elif node in parent:
-                fail(f"{at}: the key {quote(node)} is given twice; keep one")
+                refuse(mark, f"the key {quote(node)} is given twice; keep one")
             else:
                 keys[-1] = str(node)
             if not isinstance(node, str):
@@ -93,12 +102,12 @@ def parse(text: str, where: str) -> Any:
         raise
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         mark = getattr(error, "problem_mark", None)
-        at = f"{where}, line {mark.line + 1}" if mark and "\n" in text else where
-        fail(f"{at}: {getattr(error, 'problem', None) or 'some characters are not text'}")
+        refuse(mark, getattr(error, "problem", None) or "some characters are not text")
     return root[0] if root else None
 
 
 def dotted(overrides: Sequence[str]) -> dict[str, Any]:
+    """The tree that lines a.b.c=VALUE of a command say; a.b=x beside them is the key "" of a.b."""
     tree: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = (part.strip() for part in text.partition("="))
@@ -111,50 +120,26 @@ def dotted(overrides: Sequence[str]) -> dict[str, Any]:
             fail(f"{quote(key)} is nested deeper than {MAX_DEPTH} (command line)")
         # Only what opens a bracket or a quote is YAML: *.png, #1 and a: b are meant as they stand.
         yaml_like = value.startswith(("[", "{", '"', "'"))
-        what = f"the value of {quote(key)}"
-        _insert(tree, names, parse(value, what) if yaml_like else Bare(value), key)
+        node = parse(value, f"the value of {quote(key)}") if yaml_like else Bare(value)
+        for name in reversed(names):
+            node = {name: node}
+        tree = _joined(tree, node, "")
     return tree
 
 
-def _insert(tree: dict[str, Any], names: list[str], value: Any, key: str) -> None:
-    """Put a value at its place; a scalar and keys below it meet as the key "" of a section."""
-    *above, last = names
-    for name in above:
-        below = tree.setdefault(name, {})
-        if not isinstance(below, dict):
-            below = tree[name] = {"": below}
-        tree = below
-    if last not in tree:
-        tree[last] = value
-        return
-    old = tree[last]
-    if not isinstance(old, dict) and isinstance(value, dict):
-        tree[last] = {"": old} | value
-    elif isinstance(old, dict):
-        for name, item in (value if isinstance(value, dict) else {"": value}).items():
-            _insert(old, [name], item, f"{key}.{name}" if name else key)
-    else:
+def _joined(a: Any, b: Any, key: str) -> Any:
+    """Two trees as one; a scalar and the keys below it meet as the key "" of a section."""
+    if not isinstance(a, dict) and not isinstance(b, dict):
         fail(f"{quote(key)} is given twice (command line); keep one")
-
-
-def _scalar(text: str) -> Any:
-    """Unquoted text as YAML 1.2 reads it, with the exponents and underscores of Python."""
-    if text in ("", "~", "null", "Null", "NULL", "none", "None"):
-        return None
-    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
-        return text.lower() == "true"
-    digits = text.replace("_", "") if text[0] != "_" else text
-    if re.fullmatch(r"[-+]?[0-9]{1,1000}", digits):
-        return int(digits)
-    if re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", digits):
-        return float(digits)
-    if re.fullmatch(r"[-+]?\.?(inf|nan)", text, re.IGNORECASE):
-        return float(text.replace(".", ""))
-    return str(text)
+    tree, more = (part if isinstance(part, dict) else {"": part} for part in (a, b))
+    for name, item in more.items():
+        below = ".".join(filter(None, (key, name)))
+        tree[name] = _joined(tree[name], item, below) if name in tree else item
+    return tree
 
 
 def native(value: Any) -> Any:
-    """A layer as plain values, whatever they are for."""
+    """A tree as plain values, whatever they are for."""
     if isinstance(value, dict):
         return {k: native(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -208,3 +193,17 @@ def _flow(value: Any) -> str:
     return f'"{"".join(escaped)}"'
 
 
+def _scalar(text: str) -> Any:
+    """Bare text as YAML 1.2 reads it, with the exponents and underscores of Python."""
+    if text in ("", "~", "null", "Null", "NULL", "none", "None"):
+        return None
+    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
+        return text.lower() == "true"
+    digits = text.replace("_", "") if text[0] != "_" else text
+    if re.fullmatch(r"[-+]?[0-9]{1,1000}", digits):
+        return int(digits)
+    if re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", digits):
+        return float(digits)
+    if re.fullmatch(r"[-+]?\.?(inf|nan)", text, re.IGNORECASE):
+        return float(text.replace(".", ""))
+    return str(text)

@@ -146,3 +146,10 @@ def test_grids_that_cannot_work_are_refused_in_one_sentence(make, says):
     with pytest.raises(ConfigError, match=says) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spacing", [Uniform(), Trailing(), Leading(), LogSNR(), Karras()])
+@pytest.mark.parametrize("steps", [0, -3])
+def test_a_grid_has_at_least_one_step(spacing, steps):
+    with pytest.raises(ConfigError, match="at least 1 step"):
+        spacing(VP(), steps)

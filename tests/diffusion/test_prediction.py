@@ -231,7 +231,7 @@ def test_edm_without_its_measure_says_so():
 
 @given(pairs, shares, st.integers(0, 99))
 def test_losses_of_all_targets_are_one_loss(pair, share, seed):
-    """DESIGN (8): ‖f̂ − f‖² = ((αq − σp)/σ)² ‖x̂0 − x0‖², at the same x."""
+    """‖f̂ − f‖² = ((αq − σp)/σ)² ‖x̂0 − x0‖², at the same x."""
     target, process = TARGETS[pair[0]], PROCESSES[pair[1]]
     level = level_at(process, time_of(process, share))
     x0, eps, guess = draw(seed)

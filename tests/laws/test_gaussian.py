@@ -268,7 +268,7 @@ def test_deterministic_steps_converge_to_the_closed_form_flow(name, step, order)
 
 
 def test_uniform_time_down_to_zero_costs_heun_its_order_on_vp():
-    """Why the guarantee asks for t ≥ t_min and a grid that is smooth in σ (DESIGN §2).
+    """Why the guarantee asks for t ≥ t_min and a grid that is smooth in σ.
 
     σ ~ √t, so the error is h² ln(1/h) and the measured order 1.6; on the log-SNR grid it is 2."""
     process, counts, errors = VP(beta_min=5, beta_max=5), (40, 80, 160, 320), []

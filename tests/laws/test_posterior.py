@@ -223,7 +223,7 @@ def test_the_general_step_is_one_formula(name):
             expected = s.alpha * p.x0 + math.sqrt(s.sigma**2 - nu**2) * p.eps + nu * z
             ours, _ = step(oracle, (t, s), 0, x, Given(z), None)
             torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
-        euler = x + (s.alpha - t.alpha) * p.x0 + (s.sigma - t.sigma) * p.eps  # DESIGN (5)
+        euler = x + (s.alpha - t.alpha) * p.x0 + (s.sigma - t.sigma) * p.eps  # dx = x̂0 dα + ε̂ dσ
         torch.testing.assert_close(Jump()(oracle, (t, s), 0, x, Given(z), None)[0], euler)
         torch.testing.assert_close(p.at(s), euler)
 

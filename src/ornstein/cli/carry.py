@@ -99,9 +99,7 @@ def _report_data(run: Any) -> None:
     if bad:
         lines = "".join(f"{file.path}\t{file.reason}\n" for file in bad)
         (run.path / "bad_files.tsv").write_text(lines, encoding="utf-8")
-        say(
-            f"{len(bad):,} unreadable files were skipped; {run.path}/bad_files.tsv lists them"
-        )
+        say(f"{len(bad):,} unreadable files were skipped; {run.path}/bad_files.tsv lists them")
 
 
 def _set_aside(path: Path | None, asked: Request, runs: Path) -> None:

@@ -16,8 +16,8 @@ def demo(*, runs: Path = Path("runs"), seed: int = 0) -> int:
     seed: int
         Seed of initial weights, data order and noise.
     """
-    from ornstein.cli.request import request
     from ornstein.cli.carry import carry_out, say
+    from ornstein.cli.request import request
 
     begun = time.monotonic()
     say("a diffusion model learns scikit-learn's 8×8 scans of handwritten digits")

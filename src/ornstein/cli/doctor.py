@@ -45,7 +45,7 @@ def _needed() -> list[str]:
 def _report_torch() -> None:
     import torch
 
-    from ornstein.run import default_device
+    from ornstein.prepare import default_device
     from ornstein.training import matmul_peak, precision
 
     device = default_device()

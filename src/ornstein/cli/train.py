@@ -54,8 +54,8 @@ def train(
     previews: bool
         Draw pictures at fixed seeds while training, in at most 3 % of the time.
     """
-    from ornstein.cli.request import request
     from ornstein.cli.carry import carry_out
+    from ornstein.cli.request import request
 
     options = {"optim.minutes": minutes, "optim.samples": samples, "seed": seed}
     asked = request(recipe, data, file, options, overrides)

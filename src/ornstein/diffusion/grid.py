@@ -37,7 +37,7 @@ class Uniform(Choice):
     kind: Literal["uniform"] = "uniform"
 
     def __call__(self, process: NoisingProcess, steps: int) -> Levels:
-        return _at(process, _line(1.0, process.smallest, steps))
+        return _at(process, _line(1.0, process.smallest, _positive(steps)))
 
 
 class Trailing(Choice):
@@ -50,7 +50,7 @@ class Trailing(Choice):
     kind: Literal["trailing"] = "trailing"
 
     def __call__(self, process: NoisingProcess, steps: int) -> Levels:
-        times = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+        times = _line(steps, 1, _positive(steps)) / steps
         return _at(process, times.clamp(min=process.smallest))
 
 
@@ -65,7 +65,7 @@ class Leading(Choice):
     kind: Literal["leading"] = "leading"
 
     def __call__(self, process: NoisingProcess, steps: int) -> Levels:
-        lead = process.smallest + torch.arange(steps - 2, -1, -1, dtype=torch.float64) / steps
+        lead = process.smallest + _line(steps - 2, 0, _positive(steps) - 1) / steps
         return _at(process, torch.cat((torch.ones(1, dtype=torch.float64), lead)))
 
 
@@ -82,7 +82,7 @@ class Karras(Choice):
 
     def __call__(self, process: NoisingProcess, steps: int) -> Levels:
         low, high = _ends(process, self.sigma_min, self.sigma_max)
-        ramp = _line(high ** (1 / self.rho), low ** (1 / self.rho), steps)
+        ramp = _line(high ** (1 / self.rho), low ** (1 / self.rho), _positive(steps))
         return _at(process, process.time(-2 * self.rho * ramp.log()))
 
 
@@ -95,7 +95,8 @@ class LogSNR(Choice):
 
     def __call__(self, process: NoisingProcess, steps: int) -> Levels:
         low, high = _ends(process, self.sigma_min, self.sigma_max)
-        return _at(process, process.time(_line(-2 * math.log(high), -2 * math.log(low), steps)))
+        ramp = _line(-2 * math.log(high), -2 * math.log(low), _positive(steps))
+        return _at(process, process.time(ramp))
 
 
 class Explicit(Choice):
@@ -127,7 +128,14 @@ Grid = Annotated[
 ]
 
 
+def _positive(steps: int) -> int:
+    if steps < 1:
+        raise ConfigError(f"a grid needs at least 1 step, got {steps}")
+    return steps
+
+
 def _line(first: float, last: float, steps: int) -> Tensor:
+    """`steps` numbers, equally spaced."""
     return torch.linspace(first, last, steps, dtype=torch.float64)
 
 

@@ -156,8 +156,8 @@ class Straight(Choice):
 class Tabulated(Choice):
     """A table of T steps: ᾱ_i = Π_{j≤i} (1 − β_j), α = √ᾱ, σ² = 1 − ᾱ, at t = i/T.
 
-    `linear`: β from 1e-4 to 0.02 (Ho et al. 2020, arXiv:2006.11239; the end points are kept at
-    any T, as published for T = 1000). `cosine`: notes eq 34, f(t) = cos²((t/T + s)/(1 + s)·π/2)
+    `linear`: β from `beta_first` to `beta_last`, at any T (Ho et al. 2020, arXiv:2006.11239: 1e-4
+    and 0.02 for T = 1000). `cosine`: notes eq 34, f(t) = cos²((t/T + s)/(1 + s)·π/2)
     with s = 0.008, β_t = min(1 − ᾱ_t/ᾱ_{t−1}, 0.999) (arXiv:2102.09672, eq 17).
     Between rows log-SNR is linear in t, and beyond the first row it goes on at the first slope.
     """
@@ -165,8 +165,8 @@ class Tabulated(Choice):
     kind: Literal["tabulated"] = "tabulated"
     rule: Literal["linear", "cosine"] = "linear"
     steps: int = Field(1000, ge=2, le=100_000)
-    beta_first: float = Field(1e-4, gt=0, lt=1)
-    beta_last: float = Field(0.02, gt=0, lt=1)
+    beta_first: float = Field(1e-4, gt=0, lt=1, description="of the linear rule")
+    beta_last: float = Field(0.02, gt=0, lt=1, description="of the linear rule")
 
     @property
     def smallest(self) -> float:
@@ -175,7 +175,8 @@ class Tabulated(Choice):
     def betas(self) -> Tensor:
         """β_1 ... β_T, float64 [T]."""
         if self.rule == "linear":
-            return torch.linspace(self.beta_first, self.beta_last, self.steps, dtype=torch.float64)
+            ends = self.beta_first, self.beta_last
+            return torch.linspace(*ends, self.steps, dtype=torch.float64)
         step = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
         f = torch.cos((step + 0.008) / 1.008 * math.pi / 2) ** 2
         return (1 - f[1:] / f[:-1]).clamp(max=0.999)

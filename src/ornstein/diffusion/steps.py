@@ -72,9 +72,9 @@ class Jump(Choice):
 class Ancestral(Choice):
     """DDPM with a chosen reverse variance: x_s ~ N(μ̃(x_t, x̂0), β^v β̃^(1−v) I).
 
-    `spread` is v: 0 is β̃, optimal for point data; 1 is β, optimal for unit Gaussian data (Ho et
-    al. 2020, §3.2; notes eq 27-28 and after 1.7). A network that predicts v overrides it
-    (notes eq 35). The last step has β̃ = 0 and adds no noise.
+    `spread` is v: 0 is β̃, optimal for point data; 1 is β, optimal for unit Gaussian data under a
+    variance-preserving process (Ho et al. 2020, §3.2; notes eq 27-28 and after 1.7). A network
+    that predicts v overrides it (notes eq 35). The last step has β̃ = 0 and adds no noise.
     """
 
     kind: Literal["ancestral"] = "ancestral"
@@ -185,7 +185,8 @@ def sample(
     """Walk down the grid from x [B, *] at levels[0], yielding every state after a step.
 
     The last state is at levels[-1], `CLEAN` for a grid. `noise` gives sample b of the batch its
-    own numbers, so that its path does not depend on its neighbours.
+    own numbers, so that its path does not depend on its neighbours. It must not be the noise that
+    `x` was drawn with: step 0 would draw the same numbers again (`noise.child` makes another).
     """
     memory = None
     for i in range(len(levels) - 1):

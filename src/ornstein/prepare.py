@@ -1,0 +1,94 @@
+"""From what was asked to what is trained: a recipe made concrete, before its run exists.
+
+What was left to the data is measured (σ_d, the network's shape), references to other runs are
+pinned to their weights, everything is built once so that what cannot work is refused at once, and
+minutes become samples at the speed of a short trial.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ornstein.choice import Choice, Load, RunRef
+from ornstein.data.stream import Stream
+from ornstein.noise import Noise
+from ornstein.training import TrainState, precision, train
+
+if TYPE_CHECKING:
+    from ornstein.data.info import DataInfo, Dataset
+    from ornstein.recipe import Generation, Recipe
+
+TRIAL_SECONDS = 3.0
+OVERHEAD = 0.05  # the share of the minutes that saving, previews and logging take
+
+
+def concrete(
+    recipe: Recipe, dataset: Dataset, load: Load, pin: Callable[[RunRef], RunRef]
+) -> Recipe:
+    """The recipe with nothing left open; `pin` fills in the weights of a reference.
+
+    Raises: ConfigError for a recipe that cannot work on this data or this machine.
+    """
+    resolved: Recipe = _pinned(recipe.fitted(dataset.info), pin)
+    _check(resolved, dataset.info, load)
+    return measured(resolved, dataset, load) if resolved.optim.samples is None else resolved
+
+
+def default_device() -> torch.device:
+    """The best device of this machine, or the one that ORNSTEIN_DEVICE names."""
+    name = os.environ.get("ORNSTEIN_DEVICE")
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def measured(recipe: Recipe, dataset: Dataset, load: Load) -> Recipe:
+    """The recipe with `minutes` turned into samples, at the speed of a short trial."""
+    optim = recipe.optim
+    assert optim.minutes is not None
+    info = dataset.info
+    learner = recipe.learner(info, load).to(default_device())
+    trial = optim.model_copy(update={"samples": 10**12})
+    events = train(
+        TrainState(learner, trial),
+        Stream(dataset, recipe.seed, recipe.objective.range),
+        trial,
+        10**12,
+        recipe.seed,
+    )
+    budget = min(TRIAL_SECONDS, TRIAL_SECONDS * optim.minutes)
+    times: list[float] = []
+    for event in events:
+        if event.step > 3:  # the first updates warm caches up
+            times.append(event.seconds)
+        if len(times) >= 3 and sum(times) > budget:
+            break
+    events.close()  # type: ignore[attr-defined]
+    rate = optim.batch / float(np.median(times))
+    samples = max(optim.batch, int((1 - OVERHEAD) * rate * 60 * optim.minutes))
+    return recipe.model_copy(update={"optim": optim.model_copy(update={"samples": samples})})
+
+
+def _check(recipe: Recipe, info: DataInfo, load: Load) -> None:
+    """Build everything once and begin a sample, so that what cannot work is refused at once."""
+    precision(recipe.optim.precision, default_device())
+    learner = recipe.learner(info, load).eval()
+    noise = Noise.of(recipe.seed, "check", 1)
+    for generation in filter(None, (recipe.generation, recipe.preview)):
+        begin: Generation = generation
+        with torch.no_grad():
+            next(begin(learner.model, recipe.at_model_scale(info), noise))
+
+
+def _pinned(choice: Any, pin: Callable[[RunRef], RunRef]) -> Any:
+    """The choice with every reference to a run in it pinned."""
+    if isinstance(choice, RunRef):
+        return pin(choice)
+    if not isinstance(choice, Choice):
+        return choice
+    fields = {name: _pinned(getattr(choice, name), pin) for name in type(choice).model_fields}
+    changed = {k: v for k, v in fields.items() if v is not getattr(choice, k)}
+    return choice.model_copy(update=changed) if changed else choice
