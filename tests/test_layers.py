@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "ornstein"
 # Each line may import from the lines above it, and from itself where it is a package.
 # `diffusion` and `data` share a line: siblings, with no arrow between them.
 LAYERS = [
-    {"lazy", "errors"},
+    {"lazy", "errors", "allocator"},
     {"choice", "fsops", "yamltree"},
     {"noise"},
     {"nn"},

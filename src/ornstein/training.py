@@ -24,6 +24,7 @@ from torch import distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ornstein.allocator import keep_freed_memory
 from ornstein.data.info import Batch
 from ornstein.errors import ConfigError, NumericsError
 from ornstein.nn.layers import key_dropout
@@ -97,6 +98,8 @@ def train(
     samples; ConfigError where a precision is asked for that this machine would emulate.
     """
     device = next(state.learner.parameters()).device
+    if device.type == "cpu":
+        keep_freed_memory()
     rank, world = _rank_and_world()
     forward = _wrapped(state.learner, optim, device)
     autocast = _autocast(optim, device)

@@ -210,3 +210,19 @@ def test_choices_that_cannot_work_say_what_to_write() -> None:
 def test_choices_do_not_import_torch() -> None:
     code = "import sys, ornstein.nn.networks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_patches_are_the_same_network_on_folded_pixels():
+    """patch = 2 is the plain network on [B, 4C, H/2, W/2], unfolded again; odd sides are cut."""
+    torch.manual_seed(0)
+    patched = UNet(channels=(16, 32), blocks=1, patch=2).build((3, 8, 12))
+    plain = UNet(channels=(16, 32), blocks=1).build((12, 4, 6))
+    plain.load_state_dict(patched.state_dict())
+    for net in (patched, plain):
+        torch.nn.init.constant_(net.last[-1].bias, 0.5)
+        torch.nn.init.ones_(net.last[-1].weight)
+    x, label = torch.randn(2, 3, 8, 12), torch.tensor([1.0, 5.0])
+    folded = torch.nn.functional.pixel_unshuffle(x, 2)
+    expected = torch.nn.functional.pixel_shuffle(plain(folded, label), 2)
+    torch.testing.assert_close(patched(x, label), expected)
+    assert patched(torch.randn(2, 3, 7, 5), label).shape == (2, 3, 7, 5)

@@ -34,6 +34,7 @@ class UNet(Choice):
     middle_attention: bool = Field(True, description="attention at the coarsest level's middle")
     head_width: int = Field(64, ge=1, description="channels of an attention head, about")
     dropout: float = Field(0.0, ge=0, lt=1)
+    patch: int = Field(1, ge=1, le=16, description="side of the squares of pixels seen as one")
 
     @field_validator("channels")
     @classmethod
@@ -84,6 +85,7 @@ class UNet(Choice):
             self.dropout,
             image,
             vector,
+            self.patch,
         )
 
 

@@ -41,6 +41,8 @@ class UNetModule(nn.Module):
     image: channels of `cond.image`, concatenated to x. residuals: `cond.residuals` has one map
         for each skip in the order in which they arise, then one for the middle.
     vector: width of `cond.vector`, mapped to the label's vector and added; None: it has its width.
+    patch: side of the squares of pixels that the first level sees as one; cheaper by its square
+        (E. Hoogeboom et al., "Simple diffusion", 2023, arXiv:2301.11093, §3.2).
     """
 
     def __init__(
@@ -55,9 +57,11 @@ class UNetModule(nn.Module):
         dropout: float = 0.0,
         image: int = 0,
         vector: int | None = None,
+        patch: int = 1,
     ) -> None:
         super().__init__()
         self.image = image
+        self.patch = patch
         self.base = channels[0]
         self.label_width = 4 * self.base
         self.embed = nn.Sequential(
@@ -70,7 +74,8 @@ class UNetModule(nn.Module):
         def layer(inside: int, outside: int, attend: bool) -> Layer:
             return Layer(inside, outside, dropout, head_width if attend else None)
 
-        self.first = nn.Conv2d(in_channels + image, self.base, 3, padding=1)
+        pixels = patch * patch
+        self.first = nn.Conv2d((in_channels + image) * pixels, self.base, 3, padding=1)
         self.down = nn.ModuleList()
         skips = [self.base]
         for level, width in enumerate(channels):
@@ -94,7 +99,7 @@ class UNetModule(nn.Module):
             if level > 0:
                 self.up.append(UpsampleConv(width, width))
         self.last = nn.Sequential(
-            norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, out_channels, 3, padding=1))
+            norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, out_channels * pixels, 3, padding=1))
         )
 
         layers = itertools.chain(self.down, self.middle, self.up)
@@ -110,7 +115,14 @@ class UNetModule(nn.Module):
             *for_skips, for_middle = cond.residuals
             skips = [s + r for s, r in zip(skips, for_skips, strict=True)]
             middle = middle + for_middle
-        return self.decode(skips, middle, parts)
+        return F.pixel_shuffle(self.decode(skips, middle, parts), self.patch)[
+            :, :, : x.shape[2], : x.shape[3]
+        ]
+
+    def folded(self, x: Tensor) -> Tensor:
+        """The pixels of each patch as channels; the image is completed with zeros to whole ones."""
+        down, right = (-size % self.patch for size in x.shape[2:])
+        return F.pixel_unshuffle(F.pad(x, (0, right, 0, down)), self.patch)
 
     def label_maps(self, x: Tensor, label: Tensor, cond: Cond) -> Iterator[Tensor]:
         """What the label and `cond.vector` add inside each block, [B, C, 1, 1], in order."""
@@ -128,7 +140,7 @@ class UNetModule(nn.Module):
                 f"this U-Net was built for a condition image of {self.image} channels; "
                 + ("it needs cond.image" if self.image else "it takes no cond.image")
             )
-        h = self.first(x if cond.image is None else torch.cat((x, cond.image), dim=1))
+        h = self.first(self.folded(x if cond.image is None else torch.cat((x, cond.image), dim=1)))
         skips = [h]
         for item in self.down:
             h = item(h, next(parts)) if isinstance(item, Layer) else item(h)

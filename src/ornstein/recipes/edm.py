@@ -16,7 +16,7 @@ RECIPE = Recipe(
     model=Diffusion(process=VE(sigma_min=0.002, sigma_max=80.0), target=EDM(), label="log_sigma"),
     # P_mean and P_std of table 1; the weight λ(σ) is w = 1 in the target F.
     objective=Denoising(levels=LogNormal(mean=-1.2, std=1.2)),
-    optim=Optim(lr=1e-3, samples=2_000_000),
+    optim=Optim(lr=2e-3, batch=64, samples=2_000_000),
     # 18 steps of Heun's method are 35 evaluations, the paper's choice for CIFAR-10.
     generation=Sampling(step=Heun(), grid=Karras(rho=7.0), steps=18),
 )
