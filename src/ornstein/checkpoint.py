@@ -13,6 +13,7 @@ No pickle: tensors are safetensors, everything else is JSON.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -100,31 +101,42 @@ def save(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
             fsops.remove(temporary)
         raise
     for old in _folders(folder)[:-KEEP]:
-        fsops.remove(old)
+        with contextlib.suppress(StorageError):  # one too many does no harm
+            fsops.remove(old)
     return target
 
 
-def latest(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
-    """The newest whole checkpoint below `folder`, and sentences about those that are damaged.
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint below `folder`, or None if there never was one.
 
-    Leftovers of interrupted saves are removed. Returns (None, ()) if there never was one.
+    It only reads, so that a run can be looked at while another process trains it.
     Raises: CheckpointError if there are checkpoints and none is whole.
+    """
+    candidates = _folders(folder)
+    for candidate in reversed(candidates):
+        checkpoint = _verified(candidate)
+        if checkpoint is not None:
+            return checkpoint
+    if candidates or any((folder / "quarantine").glob("step-*")):
+        raise CheckpointError(
+            f"no whole checkpoint is left in {folder}; look at what is there, or start over with "
+            "--fresh"
+        )
+    return None
+
+
+def repair(folder: Path) -> tuple[str, ...]:
+    """Remove what interrupted saves left, and move damaged checkpoints to `quarantine/`.
+
+    For the one process that holds the run. Returns a sentence for each damaged checkpoint.
     """
     for leftover in folder.glob(".tmp-*"):
         fsops.remove(leftover)
-    notes: list[str] = []
-    for candidate in reversed(_folders(folder)):
-        checkpoint = _verified(candidate)
-        if checkpoint is not None:
-            return checkpoint, tuple(notes)
-        moved = _quarantine(candidate)
-        notes.append(f"checkpoint {candidate.name} is damaged and was moved to {moved}")
-    if notes or any((folder / "quarantine").glob("step-*")):
-        raise CheckpointError(
-            f"no whole checkpoint is left in {folder}; the damaged ones are in its folder "
-            "quarantine; to start over, train with --fresh"
-        )
-    return None, ()
+    return tuple(
+        f"checkpoint {candidate.name} is damaged and was moved to {_quarantine(candidate)}"
+        for candidate in _folders(folder)
+        if _verified(candidate) is None
+    )
 
 
 def restore(checkpoint: Checkpoint, state: TrainState) -> None:
@@ -190,13 +202,14 @@ def _verified(folder: Path) -> Checkpoint | None:
     """The checkpoint in `folder` if every byte of it is as its manifest says."""
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
+        # A flipped bit must not pass for a newer format, so the digest comes first in all of them.
+        if manifest.pop("digest") != _digest(manifest) or "state.json" not in manifest["files"]:
+            return None
         if manifest["format"] > FORMAT:
             raise CheckpointError(
                 f"{folder} was written by a newer version (format {manifest['format']}, this one "
                 f"reads {FORMAT}); upgrade ornstein"
             )
-        if manifest.pop("digest") != _digest(manifest) or "state.json" not in manifest["files"]:
-            return None
         for name, expected in manifest["files"].items():
             path = folder / name
             if path.parent != folder or path.stat().st_size != expected["bytes"]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from ornstein.errors import StorageError
+from ornstein.errors import CheckpointError, StorageError
 
 
 def write(path: Path, content: bytes) -> None:
@@ -50,7 +52,9 @@ def make_folder(path: Path) -> None:
 
 def flush_folder(path: Path) -> None:
     """Make the names in a folder survive a power cut (POSIX; elsewhere there is no such call)."""
-    if os.name == "posix":
+    if os.name != "posix":
+        return
+    with _explained(path):
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -62,6 +66,16 @@ def remove(path: Path) -> None:
     """Remove a folder of ours, or a file."""
     with _explained(path):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of ours. Raises: CheckpointError if it is missing or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is missing or damaged; restore it, or train afresh with --fresh"
+        ) from error
 
 
 def free_bytes(path: Path) -> int:

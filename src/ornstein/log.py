@@ -32,7 +32,10 @@ class Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        try:
+            self.flush()
+        finally:
+            self._file.close()
 
     def add(self, event: Event) -> None:
         """Log an update, soon."""

@@ -32,6 +32,12 @@ def picture(x: np.ndarray, info: DataInfo, columns: int | None = None) -> Image.
     return cloud(x.reshape(len(x), -1), info)
 
 
+def single(x: np.ndarray, info: DataInfo) -> Image.Image:
+    """One image [C, H, W] in native values, pixel for pixel."""
+    pixels = as_bytes(x[None], info)[0]
+    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+
+
 def grid(pixels: np.ndarray, columns: int | None = None) -> Image.Image:
     """Images uint8 [N, H, W, C] side by side, small ones enlarged so that they can be seen."""
     n, height, width, channels = pixels.shape

@@ -34,7 +34,7 @@ def concrete(
 
     Raises: ConfigError for a recipe that cannot work on this data or this machine.
     """
-    resolved: Recipe = _pinned(recipe.fitted(dataset.info), pin)
+    resolved: Recipe = pinned(recipe.fitted(dataset.info), pin)
     _check(resolved, dataset.info, load)
     return measured(resolved, dataset, load) if resolved.optim.samples is None else resolved
 
@@ -83,12 +83,12 @@ def _check(recipe: Recipe, info: DataInfo, load: Load) -> None:
             next(begin(learner.model, recipe.at_model_scale(info), noise))
 
 
-def _pinned(choice: Any, pin: Callable[[RunRef], RunRef]) -> Any:
+def pinned(choice: Any, pin: Callable[[RunRef], RunRef]) -> Any:
     """The choice with every reference to a run in it pinned."""
     if isinstance(choice, RunRef):
         return pin(choice)
     if not isinstance(choice, Choice):
         return choice
-    fields = {name: _pinned(getattr(choice, name), pin) for name in type(choice).model_fields}
+    fields = {name: pinned(getattr(choice, name), pin) for name in type(choice).model_fields}
     changed = {k: v for k, v in fields.items() if v is not getattr(choice, k)}
     return choice.model_copy(update=changed) if changed else choice

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +34,11 @@ from ornstein.choice import Choice, RunRef
 from ornstein.data.images import cache_folder
 from ornstein.data.info import DataInfo, Dataset, affine
 from ornstein.data.stream import Stream
-from ornstein.drift import changes, refused
+from ornstein.drift import FREE, changes, refused
 from ornstein.errors import CheckpointError, ConfigError, DataError, StorageError, nearest
 from ornstein.log import Log, cut, locked
 from ornstein.noise import Noise
-from ornstein.prepare import concrete, default_device, measured
+from ornstein.prepare import concrete, default_device, measured, pinned
 from ornstein.recipe import Generation, Recipe
 from ornstein.settings import difference, resolve
 from ornstein.training import Event, Learner, TrainState, train
@@ -82,10 +83,8 @@ class Run:
         all the same; `progress` is called while data is read.
         Raises: ConfigError, DataError, CheckpointError (a refused change).
         """
-        if name is not None and (not name.strip() or Path(name).name != name):
-            raise ConfigError(f"a run's name must be a plain name, not {name!r}; write --run NAME")
+        path = runs / (recipe.run_name() if name is None else checked_name(name))
         dataset = recipe.data.load(progress)
-        path = runs / (name or recipe.run_name())
         if (path / "recipe.yaml").exists():
             run = cls.open(path, schema=type(recipe))
             run._check_data(dataset.info)
@@ -108,17 +107,23 @@ class Run:
         """
         found = next((p for p in (Path(path), runs / path) if (p / "recipe.yaml").is_file()), None)
         if found is None:
-            known = [p.parent.name for p in sorted(runs.glob("*/recipe.yaml"))]
+            known = [path.name for path in run_folders(runs)]
             hint = nearest(str(path), known) or f"; there are no runs in {runs} yet"
             raise ConfigError(f"there is no run {str(path)!r}{hint}")
-        recipe = resolve(schema, {}, found / "recipe.yaml").value
-        try:
-            info = DataInfo.model_validate_json((found / "data.json").read_bytes())
-        except (OSError, ValueError) as error:
+        resolved = resolve(schema, {}, found / "recipe.yaml")
+        missing = [key for key, source in resolved.provenance.items() if source == "default"]
+        if missing:  # every key was written, so the file has been cut short or edited
             raise CheckpointError(
-                f"{found / 'data.json'} is missing or damaged; restore it, or train afresh"
+                f"{found / 'recipe.yaml'} is damaged: it has no {missing[0]}; restore it, "
+                "or train afresh with --fresh"
+            )
+        try:
+            info = DataInfo.model_validate(fsops.read_json(found / "data.json"))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{found / 'data.json'} is damaged; restore it, or train afresh with --fresh"
             ) from error
-        return cls(found, recipe, info)
+        return cls(found, resolved.value, info)
 
     def _make(self, request: Recipe, provenance: Mapping[str, str]) -> None:
         """Write the folder of a new run under another name, then give it its own."""
@@ -129,7 +134,7 @@ class Run:
             "provenance.json": _json({"from": {**provenance, **filled}, "changes": []}),
             "data.json": self.info.model_dump_json(indent=1).encode(),
         }
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.tmp")
         fsops.make_folder(temporary)
         try:
             for name, content in files.items():
@@ -157,7 +162,7 @@ class Run:
     @property
     def samples(self) -> int:
         """How many samples had been used at the last whole checkpoint."""
-        found, _ = checkpoints.latest(self.path / "ckpt")
+        found = checkpoints.latest(self.path / "ckpt")
         return 0 if found is None else int(found.state["samples"])
 
     @property
@@ -178,8 +183,9 @@ class Run:
         """The training state at the last whole checkpoint, or at the start."""
         learner = self._learner().to(self.device)
         state = TrainState(learner, self.recipe.optim)
-        found, notes = checkpoints.latest(self.path / "ckpt")
-        self._note(notes)
+        for sentence in checkpoints.repair(self.path / "ckpt"):
+            self._note(sentence)
+        found = checkpoints.latest(self.path / "ckpt")
         if found is not None:
             checkpoints.restore(found, state)
         logged = 0 if found is None else int(found.state["metrics_bytes"])
@@ -245,8 +251,15 @@ class Run:
         generation: how, if not as the recipe says. average: which average of the weights; empty
         for the first of the recipe, "none" for the last weights.
         """
-        last = [final for *_, final in self._batches(n, seed, generation, average, batch, first)]
-        return np.concatenate(last)
+        if n < 1 or batch < 1:
+            raise ConfigError(f"the number of samples must be at least 1, got {min(n, batch)}")
+        model = self.learner(average).model
+        drawn = []
+        for start in range(first, first + n, batch):
+            ids = range(start, min(start + batch, first + n))
+            *_, last = self._states(model, generation or self.recipe.generation, ids, seed)
+            drawn.append(self.native(last))
+        return np.concatenate(drawn)
 
     @torch.no_grad()
     def states(
@@ -258,31 +271,18 @@ class Run:
         average: str = "",
     ) -> list[np.ndarray]:
         """All states of the generation of `n` samples, in native values, from the start on."""
-        return next(self._batches(n, seed, generation, average, max(n, 1), 0))
-
-    def _batches(
-        self,
-        n: int,
-        seed: int,
-        generation: Generation | None,
-        average: str,
-        batch: int,
-        first: int,
-    ) -> Iterator[list[np.ndarray]]:
         if n < 1:
             raise ConfigError(f"the number of samples must be at least 1, got {n}")
         model = self.learner(average).model
-        for start in range(0, n, batch):
-            ids = range(first + start, first + min(start + batch, n))
-            yield self._states(model, generation or self.recipe.generation, ids, seed)
+        states = self._states(model, generation or self.recipe.generation, range(n), seed)
+        return [self.native(x) for x in states]
 
     def _states(
         self, model: Any, generation: Generation, ids: range, seed: int
-    ) -> list[np.ndarray]:
-        """All states of the generation of the samples `ids`, in native values."""
+    ) -> Iterator[Tensor]:
+        """The states of the generation of the samples `ids`, at the model's scale."""
         noise = Noise.of(seed, "generate", torch.tensor(ids, device=self.device))
-        states = generation(model, self.recipe.at_model_scale(self.info), noise)
-        return [self.native(x) for x in states]
+        return generation(model, self.recipe.at_model_scale(self.info), noise)
 
     def likelihood(self, x: np.ndarray, seed: int = 0) -> np.ndarray:
         """−log p(x) in nats per sample (or a bound, as the objective says), for native values x.
@@ -298,12 +298,13 @@ class Run:
         a, b = affine(self.info.range, self.recipe.objective.range)
         values = torch.from_numpy(x).to(self.device, torch.float32) * a + b
         with torch.no_grad():
-            nats: Tensor = law(learner.model, values, Noise.of(seed, "likelihood", len(x)))
+            ids = torch.arange(len(x), device=self.device)
+            nats: Tensor = law(learner.model, values, Noise.of(seed, "likelihood", ids))
         return nats.double().cpu().numpy()
 
     def preview(self, n: int = 16) -> Path:
         """Draw `n` samples of the last checkpoint at the fixed preview seed into `previews/`."""
-        found, _ = checkpoints.latest(self.path / "ckpt")
+        found = checkpoints.latest(self.path / "ckpt")
         step = 0 if found is None else int(found.state["step"])
         x = self.generate(n, PREVIEW_SEED, generation=self.recipe.preview)
         return self._write_preview(x, step)
@@ -323,6 +324,8 @@ class Run:
         from ornstein.evaluation import score
         from ornstein.features import extractor_for
 
+        path = self.path / "scores.json"
+        earlier = fsops.read_json(path) if path.exists() else []
         extractor = extractor_for(self.dataset, 0, cache_folder())
         samples = self.generate(n, seed, generation=generation, average=average, batch=250)
         result = score(self.dataset, samples, extractor, seed)
@@ -332,8 +335,6 @@ class Run:
             "average": self._average(average),
             "samples_trained": self.samples,
         }
-        path = self.path / "scores.json"
-        earlier = json.loads(path.read_bytes()) if path.exists() else []
         fsops.replace(path, _json([*earlier, {**result.model_dump(mode="json"), **made}]))
         return result
 
@@ -341,8 +342,7 @@ class Run:
 
     def learner(self, average: str = "") -> Learner:
         """The trained learner, ready to use, with an average of its weights (see `generate`)."""
-        found, notes = checkpoints.latest(self.path / "ckpt")
-        self._note(notes)
+        found = checkpoints.latest(self.path / "ckpt")
         if found is None:
             raise CheckpointError(f"the run {self.path.name} has no checkpoint yet; train it first")
         name = self._average(average)
@@ -355,7 +355,7 @@ class Run:
 
     def weights(self, average: str = "") -> str:
         """SHA-256 of the weights that `learner(average)` would load."""
-        found, _ = checkpoints.latest(self.path / "ckpt")
+        found = checkpoints.latest(self.path / "ckpt")
         if found is None:
             raise CheckpointError(f"the run {self.path.name} has no checkpoint yet; train it first")
         return found.sha256(self._average(average))
@@ -374,7 +374,8 @@ class Run:
             return np.asarray(values, dtype=np.float32)
         width = (high - low) / (info.bins - 1)
         values = np.rint((values - low) / width) * width + low
-        return np.asarray(values, dtype=np.uint8 if low >= 0 and high <= 255 else np.float32)
+        whole = width == 1 and low == int(low) and low >= 0 and high <= 255
+        return np.asarray(values, dtype=np.uint8 if whole else np.float32)
 
     def _learner(self) -> Learner:
         return self.recipe.learner(self.info, loader(type(self.recipe)))
@@ -399,7 +400,7 @@ class Run:
         how = self.recipe.preview or self.recipe.generation
         *_, x = self._states(learner.model, how, range(n), PREVIEW_SEED)
         learner.train(training)
-        self._write_preview(x, state.step)
+        self._write_preview(self.native(x), state.step)
 
     def _write_preview(self, x: np.ndarray, step: int) -> Path:
         fsops.make_folder(self.path / "previews")
@@ -407,10 +408,10 @@ class Run:
         fsops.replace(path, pictures.png(pictures.picture(x, self.info)))
         return path
 
-    def _note(self, notes: tuple[str, ...]) -> None:
-        if notes:
-            with (self.path / "notes.log").open("a") as log:
-                log.writelines(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {note}\n" for note in notes)
+    def _note(self, sentence: str) -> None:
+        """Keep a sentence about the run's health in `notes.log`."""
+        with (self.path / "notes.log").open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {sentence}\n")
 
     def _check_data(self, info: DataInfo) -> None:
         if info.fingerprint != self.info.fingerprint:
@@ -432,15 +433,19 @@ class Run:
                 "choose another name with --run, or insist with "
                 f"--allow-change {change.key}"
             )
-        model = self.recipe.model if not allow else request.fitted(self.info).model
-        adopted = request.model_copy(update={"model": model})
+        if allow:
+            adopted: Recipe = pinned(request.fitted(self.info), pinner(type(request)))
+        else:
+            # What was measured or pinned when the run was made stays as it is.
+            taken = {name: getattr(request, name) for name in ("optim", *FREE)}
+            adopted = self.recipe.model_copy(update=taken)
         if adopted.optim.samples is None:
             if {"optim.minutes", "optim.samples"} & {change.key for change in found}:
                 adopted = measured(adopted, self.dataset, loader(type(adopted)))
             else:
                 optim = adopted.optim.model_copy(update={"samples": self.total})
                 adopted = adopted.model_copy(update={"optim": optim})
-        record = json.loads((self.path / "provenance.json").read_bytes())
+        record = fsops.read_json(self.path / "provenance.json")
         record["changes"] += [
             {"samples": self.samples, "key": change.key, "from": change.old, "to": change.new}
             for change in found
@@ -449,6 +454,23 @@ class Run:
         fsops.replace(self.path / "request.yaml", request.yaml().encode())
         fsops.replace(self.path / "recipe.yaml", adopted.yaml().encode())
         self.recipe = adopted
+
+
+def run_folders(runs: Path) -> list[Path]:
+    """The folders of all runs, in the order of their names."""
+    found = (path.parent for path in sorted(runs.glob("*/recipe.yaml")))
+    return [path for path in found if not path.name.startswith(".")]
+
+
+def checked_name(name: str) -> str:
+    """A name for a run, which is one for a folder. Raises: ConfigError for one that is not."""
+    plain = name.strip(" .") and "/" not in name and "\\" not in name and name.isprintable()
+    if not plain or name.startswith(".") or len(os.fsencode(name)) > 200:
+        raise ConfigError(
+            f"a run's name must be a plain name of at most 200 bytes, not {name[:40]!r}; "
+            "write --run NAME"
+        )
+    return name
 
 
 def pinner(schema: type[Recipe]) -> Callable[[RunRef], RunRef]:

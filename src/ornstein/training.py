@@ -117,23 +117,25 @@ def train(
                 following = _parts(upcoming, rank, world, optim.micro_batch)
                 data.expect(state.samples + count, following)
 
-            loss, metrics, stats = _gradients(
+            state.optimizer.zero_grad(set_to_none=True)  # of an update that was refused, too
+            loss, metrics, stats, bad = _gradients(
                 state, forward, autocast, batches, parts, count, total, seed, device
             )
             norm = _grad_norm(state.learner, optim.clip)
             if not torch.isfinite(loss + norm):
-                raise NumericsError(_not_finite(state.step, loss, norm, batches))
+                named = bad if len(bad) else torch.cat([batch.ids for batch in batches])
+                raise NumericsError(_not_finite(state.step, loss, norm, named))
 
             lr = optim.lr_at(state.samples, total)
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
             state.optimizer.step()
-            state.optimizer.zero_grad(set_to_none=True)
             state.step += 1
             state.samples += count
             with torch.no_grad():
                 if isinstance(state.learner.objective, AfterStep):
-                    context = _context(state, total, seed, torch.zeros(0, dtype=torch.int64))
+                    nobody = torch.zeros(0, dtype=torch.int64, device=device)
+                    context = _context(state, total, seed, nobody)
                     state.learner.objective.after_step(state.learner.model, stats, context)
                 _update_averages(state, optim.averages, count)
             yield Event(
@@ -150,7 +152,7 @@ def train(
 
 def flops_per_sample(learner: Learner, source: Source, seed: int) -> int:
     """Floating-point operations of one sample, forward and backward, counted on a copy."""
-    trial = _frozen_copy(learner).requires_grad_(True).train()
+    trial = copy.deepcopy(learner).train()
     device = next(trial.parameters()).device
     noise = Noise.of(seed, "train", torch.zeros(1, dtype=torch.int64, device=device))
     key_dropout(trial, noise.child("dropout"))
@@ -174,6 +176,16 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
+class _Sums(NamedTuple):
+    """Of an update: what the global batch adds up to, and this rank's samples whose loss is not
+    finite."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    stats: dict[str, Tensor]
+    bad: Tensor
+
+
 def _gradients(
     state: TrainState,
     forward: Any,
@@ -184,10 +196,11 @@ def _gradients(
     total: int,
     seed: int,
     device: torch.device,
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Accumulate the gradient of Σ loss / count; return loss, metrics and sums, all global."""
+) -> _Sums:
+    """Accumulate the gradient of Σ loss / count."""
     _, world = _rank_and_world()
     sums: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
+    bad: list[Tensor] = []
     for i, (batch, (start, stop)) in enumerate(zip(batches, parts, strict=True)):
         batch = batch.to(device)
         context = _context(state, total, seed, torch.arange(start, stop, device=device))
@@ -206,6 +219,7 @@ def _gradients(
             # Data-parallel training averages gradients over ranks: world makes that a sum.
             total_loss = result.per_sample.float().sum() * (world / count)
             total_loss.backward()  # type: ignore[no-untyped-call]
+        bad.append(batch.ids[~torch.isfinite(result.per_sample.detach())])
         _add(sums, "loss", result.per_sample.detach().float().sum() / count)
         for name, (value, weight) in result.metrics.items():
             _add(sums, f"metric/{name}", value.detach().float())
@@ -221,7 +235,7 @@ def _gradients(
         if name.startswith("metric/")
     }
     stats = {n.removeprefix("stats/"): v for n, v in sums.items() if n.startswith("stats/")}
-    return sums["loss"], metrics, stats
+    return _Sums(sums["loss"], metrics, stats, torch.cat(bad))
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
@@ -246,8 +260,8 @@ def _grad_norm(learner: nn.Module, clip: float | None) -> Tensor:
     return nn.utils.clip_grad_norm_(learner.parameters(), limit, foreach=True)
 
 
-def _not_finite(step: int, loss: Tensor, norm: Tensor, batches: list[Batch]) -> str:
-    ids = [int(i) for batch in batches for i in batch.ids]
+def _not_finite(step: int, loss: Tensor, norm: Tensor, samples: Tensor) -> str:
+    ids = samples.tolist()
     shown = ", ".join(map(str, ids[:12])) + (", ..." if len(ids) > 12 else "")
     return (
         f"stopped before update {step + 1}: loss {loss.item():g}, gradient norm {norm.item():g} "

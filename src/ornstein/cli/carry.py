@@ -36,7 +36,7 @@ def carry_out(
 
     from ornstein.data.stream import Stream
     from ornstein.run import Run, loader
-    from ornstein.training import flops_per_sample, matmul_peak
+    from ornstein.training import flops_per_sample, matmul_peak, precision
 
     for note in asked.notes:
         say(note)
@@ -60,7 +60,8 @@ def carry_out(
     parameters = sum(p.numel() for p in learner.parameters())
     source = Stream(run.dataset, run.recipe.seed, run.recipe.objective.range)
     flops = flops_per_sample(learner, source, run.recipe.seed)
-    peak = matmul_peak(run.device, torch.float32)
+    bf16 = precision(run.recipe.optim.precision, run.device) == "bf16"
+    peak = matmul_peak(run.device, torch.bfloat16 if bf16 else torch.float32)
     resumed = f", resumed at {start:,}" if start else ""
     say(
         f"{run.path}: {parameters:,} parameters, {run.total:,} samples{resumed}, "

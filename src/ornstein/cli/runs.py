@@ -15,7 +15,11 @@ def runs(*, runs: Path = Path("runs")) -> None:
     runs: Path
         The folder of all runs.
     """
-    folders = [path.parent for path in sorted(runs.glob("*/recipe.yaml"))]
+    folders = [
+        path.parent
+        for path in sorted(runs.glob("*/recipe.yaml"))
+        if not path.parent.name.startswith(".")
+    ]
     if not folders:
         print(f"there are no runs in {runs} yet; start with: ornstein demo")
         return

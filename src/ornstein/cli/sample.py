@@ -48,6 +48,7 @@ def sample(
 
     from ornstein import fsops, pictures
     from ornstein.cli.request import generation
+    from ornstein.errors import ConfigError
     from ornstein.run import Run
 
     opened = Run.open(run, runs)
@@ -55,7 +56,11 @@ def sample(
     how = f"{chosen.step.kind}-{chosen.steps}-seed{seed}" if changed else f"seed{seed}"
     folder = out or opened.path / "samples"
     fsops.make_folder(folder)
-    wanted = ("grid", "png", "npz", "gif") if save == "all" else (save,)
+    drawable = opened.info.kind == "image"
+    if save == "png" and not drawable:
+        raise ConfigError(f"the samples of {run} are no images; write --save npz")
+    everything = ("grid", "png", "npz", "gif") if drawable else ("grid", "npz", "gif")
+    wanted = everything if save == "all" else (save,)
 
     def write(name: str, content: bytes) -> None:
         fsops.replace(folder / name, content)
@@ -70,13 +75,10 @@ def sample(
             np.savez_compressed(buffer, samples=x)
             write(f"samples-{how}.npz", buffer.getvalue())
         if "png" in wanted:
-            if opened.info.kind != "image":
-                x_names: list[bytes] = []
-            else:
-                x_names = [pictures.png(pictures.picture(one[None], opened.info)) for one in x]
-            for i, content in enumerate(x_names):
-                fsops.replace(folder / f"{how}-{i:05d}.png", content)
-            print(f"{folder}/{how}-*.png: {len(x_names)} images")
+            for i, one in enumerate(x):
+                image = pictures.single(one, opened.info)
+                fsops.replace(folder / f"{how}-{i:05d}.png", pictures.png(image))
+            print(f"{folder}/{how}-*.png: {len(x)} images")
     if "gif" in wanted:
         states = opened.states(min(n, 64), seed, generation=chosen, average=average)
         kept = states[:: max(1, len(states) // 60)]

@@ -53,4 +53,4 @@ class Stream:
             taken = min(count, n - offset)
             parts.append(self._order(epoch)[offset : offset + taken])
             position, count = position + taken, count - taken
-        return np.concatenate(parts)
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
