@@ -26,11 +26,11 @@ check: lint types test
 setup: $(VENV)/ready-dev
 
 $(VENV)/ready: pyproject.toml constraints.txt scripts/setup.sh
-	PYTHON=$(PYTHON) sh scripts/setup.sh $(VENV)
+	PYTHON="$(PYTHON)" sh scripts/setup.sh $(VENV)
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	PYTHON=$(PYTHON) sh scripts/setup.sh $(VENV) dev
+	PYTHON="$(PYTHON)" sh scripts/setup.sh $(VENV) dev
 	touch $@
 
 clean:

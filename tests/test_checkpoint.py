@@ -262,7 +262,6 @@ def test_one_checkpoint_under_the_name_of_another(pair, tmp_path):
         checkpoint.latest(folder)
 
 
-@pytest.mark.xfail(reason="format is looked at before the digest", strict=True)
 @pytest.mark.parametrize("bit", [1, 2, 3])
 def test_a_flipped_bit_is_not_taken_for_a_newer_format(bit, pair, tmp_path):
     """`"format": 1` becomes 3, 5 or 9 by one bit; the digest tells that from a newer version."""
@@ -384,7 +383,7 @@ class Failing:
         return self.real(*args)
 
 
-POINTS = [(fsops, "write", 6), (os, "fsync", 8), (Path, "rename", 1), (Path, "open", 6)]
+POINTS = [(fsops, "write", 6), (os, "fsync", 8), (Path, "replace", 1), (Path, "open", 6)]
 
 
 @pytest.mark.parametrize(
@@ -417,15 +416,13 @@ def test_the_points_of_failure_are_all_there_are(pair, tmp_path, monkeypatch):
             failing = Failing(patch, owner, name, -1)
             checkpoint.save(folder, state, {})
             if name != "open":  # reading what is there opens files too
-                assert failing.calls == count, name
+                # Pruning, where there is something to prune, renames and flushes once more.
+                assert count <= failing.calls <= count + (name in ("fsync", "replace")), name
         shutil.rmtree(folder / "step-00000006")
 
 
 @pytest.mark.parametrize("k", range(1, 9))
-def test_a_full_disk_is_a_sentence_with_the_remedy(k, pair, tmp_path, monkeypatch, request):
-    if k == 7:
-        mark = pytest.mark.xfail(reason="flush_folder itself explains nothing", strict=True)
-        request.applymarker(mark)
+def test_a_full_disk_is_a_sentence_with_the_remedy(k, pair, tmp_path, monkeypatch):
     folder, state = shutil.copytree(pair[0], tmp_path / "ckpt"), trained(6)
     Failing(monkeypatch, os, "fsync", k)
     with pytest.raises(StorageError, match="free some space") as caught:
@@ -443,7 +440,6 @@ def test_too_little_space_is_told_before_anything_is_written(pair, tmp_path, mon
     assert not leftovers(folder)
 
 
-@pytest.mark.xfail(reason="an old one that cannot be deleted fails the save", strict=True)
 def test_a_failed_deletion_of_an_old_one_does_not_fail_the_save(pair, tmp_path, monkeypatch):
     """RELIABILITY §3.1, rule 4: the new one is whole; a deletion that fails is a warning."""
     folder = shutil.copytree(pair[0], tmp_path / "ckpt")

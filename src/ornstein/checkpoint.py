@@ -102,7 +102,10 @@ def save(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
         raise
     for old in _folders(folder)[:-KEEP]:
         with contextlib.suppress(StorageError):  # one too many does no harm
-            fsops.remove(old)
+            # Half a deleted checkpoint must not look like a damaged one.
+            doomed = folder / f".tmp-{old.name}-{uuid.uuid4().hex[:8]}"
+            fsops.rename(old, doomed)
+            fsops.remove(doomed)
     return target
 
 
@@ -117,6 +120,8 @@ def latest(folder: Path) -> Checkpoint | None:
         checkpoint = _verified(candidate)
         if checkpoint is not None:
             return checkpoint
+    if _folders(folder) != candidates:  # a process that trains this run has saved meanwhile
+        return latest(folder)
     if candidates or any((folder / "quarantine").glob("step-*")):
         raise CheckpointError(
             f"no whole checkpoint is left in {folder}; look at what is there, or start over with "

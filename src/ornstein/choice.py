@@ -7,7 +7,7 @@ the annotation is the registry.
 
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +22,11 @@ class Choice(BaseModel):
         validate_default=True,
         revalidate_instances="never",
     )
+
+    def but(self, **changes: Any) -> Self:
+        """The same choice with some fields changed, validated as if it were written anew."""
+        kept = {name: getattr(self, name) for name in self.model_fields_set}
+        return self.model_validate({**kept, **changes})
 
 
 class RunRef(Choice):

@@ -54,6 +54,7 @@ class Scores(Choice):
     fingerprint: str = Field(description="SHA-256 of the data")
     halves: float = Field(description="distance of two random halves of the training split")
     held_out: float | None = Field(description="distance of the held-out split, if there is one")
+    held_out_count: int = Field(description="samples held out; few ones score higher")
     gaussian: float = Field(description="distance of 1,000 samples of one pixel-space Gaussian")
     memorised: float = Field(description="fraction as near to training data as 1 % of unseen data")
     threshold: float = Field(description="that distance: root mean square, native units")
@@ -149,6 +150,7 @@ def score(
         fingerprint=dataset.info.fingerprint,
         halves=reference.halves,
         held_out=reference.held_out,
+        held_out_count=len(dataset.held_out),
         gaussian=reference.gaussian,
         memorised=memorised,
         threshold=threshold,

@@ -21,7 +21,7 @@ from ornstein.errors import CheckpointError, StorageError
 
 def write(path: Path, content: bytes) -> None:
     """Write a new file and flush it to the disk; it is not atomic by itself."""
-    with _explained(path), path.open("xb") as file:
+    with explained(path), path.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -39,14 +39,14 @@ def replace(path: Path, content: bytes) -> None:
 
 def rename(source: Path, target: Path) -> None:
     """Rename within a file system, and flush the folder that holds the new name."""
-    with _explained(target):
-        source.rename(target)
+    with explained(target):
+        source.replace(target)
         flush_folder(target.parent)
 
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, where they are missing."""
-    with _explained(path):
+    with explained(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
@@ -54,7 +54,7 @@ def flush_folder(path: Path) -> None:
     """Make the names in a folder survive a power cut (POSIX; elsewhere there is no such call)."""
     if os.name != "posix":
         return
-    with _explained(path):
+    with explained(path):
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -64,7 +64,7 @@ def flush_folder(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a folder of ours, or a file."""
-    with _explained(path):
+    with explained(path):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -74,17 +74,18 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is missing or damaged; restore it, or train afresh with --fresh"
+            f"{path} is missing or damaged; restore it, or train afresh"
         ) from error
 
 
 def free_bytes(path: Path) -> int:
     """Free space for this user on the file system of `path`."""
-    return shutil.disk_usage(path).free
+    with explained(path):
+        return shutil.disk_usage(path).free
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turn an operating-system error into a sentence with the remedy."""
     try:
         yield

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ornstein.errors import StorageError
+from ornstein.fsops import explained
 
 if TYPE_CHECKING:
     from ornstein.training import Event
@@ -24,7 +25,9 @@ class Log:
     for the device. A context manager."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("ab")
+        self._path = path
+        with explained(path):
+            self._file = path.open("ab")
         self._waiting: list[Event] = []
         self._flushed = time.monotonic()
 
@@ -45,15 +48,17 @@ class Log:
 
     def flush(self) -> None:
         """Write all that waits, in one go."""
-        self._file.write("".join(map(_line, self._waiting)).encode())
-        self._file.flush()
+        with explained(self._path):
+            self._file.write("".join(map(_line, self._waiting)).encode())
+            self._file.flush()
         self._waiting.clear()
         self._flushed = time.monotonic()
 
     def sync(self) -> int:
         """Write all that waits through to the disk; return the length in bytes."""
         self.flush()
-        os.fsync(self._file.fileno())
+        with explained(self._path):
+            os.fsync(self._file.fileno())
         return self._file.tell()
 
 
@@ -66,7 +71,8 @@ def cut(path: Path, size: int) -> None:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the run for one process; the lock of a dead process is free again by itself."""
-    file = (path / "lock").open("a+")
+    with explained(path / "lock"):
+        file = (path / "lock").open("a+")
     try:
         if not _try_lock(file):
             file.seek(0)

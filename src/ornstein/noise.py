@@ -26,15 +26,13 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     """Philox4x32-10 of int64 `counter[4, n]` (32-bit words) -> int64 `[4, n]` (32-bit words)."""
     k0, k1 = key
-    multiplier = torch.tensor([[_M0], [_M1]], device=counter.device)
-    even, odd = counter[0::2], counter[1::2]  # (c0, c2), (c1, c3)
+    c0, c1, c2, c3 = counter
     for _ in range(10):
-        product = even * multiplier  # wraps in int64, where the low 64 bits are still right
-        high, low = (product >> 32) & _MASK, product & _MASK
-        round_key = torch.tensor([[k0], [k1]], device=counter.device)
-        even, odd = high.flip(0) ^ odd ^ round_key, low.flip(0)
+        p, q = c0 * _M0, c2 * _M1  # these wrap in int64, where the low 64 bits are still right
+        c0, c1 = ((q >> 32) & _MASK) ^ c1 ^ k0, q & _MASK
+        c2, c3 = ((p >> 32) & _MASK) ^ c3 ^ k1, p & _MASK
         k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-    return torch.stack((even[0], odd[0], even[1], odd[1]))
+    return torch.stack((c0, c1, c2, c3))
 
 
 class Noise(NamedTuple):
@@ -53,9 +51,10 @@ class Noise(NamedTuple):
     def of(cls, seed: int, purpose: str, ids: Tensor | Sequence[int] | range | int) -> "Noise":
         """The noise of `seed` for `purpose`; a whole number of ids means 0, 1, ... below it."""
         if isinstance(ids, int):
-            ids = range(ids)
-        tensor = ids if isinstance(ids, Tensor) else torch.tensor(list(ids), dtype=torch.int64)
-        return cls(_key(f"{seed}/{purpose}"), tensor)
+            ids = torch.arange(ids)
+        elif not isinstance(ids, Tensor):
+            ids = torch.tensor(list(ids), dtype=torch.int64)
+        return cls(_key(f"{seed}/{purpose}"), ids)
 
     def child(self, purpose: str) -> "Noise":
         """Independent noise for another purpose of the same samples and step."""

@@ -16,6 +16,7 @@ import torch
 
 from ornstein.choice import Choice, Load, RunRef
 from ornstein.data.stream import Stream
+from ornstein.errors import ConfigError
 from ornstein.noise import Noise
 from ornstein.training import TrainState, precision, train
 
@@ -41,8 +42,16 @@ def concrete(
 
 def default_device() -> torch.device:
     """The best device of this machine, or the one that ORNSTEIN_DEVICE names."""
-    name = os.environ.get("ORNSTEIN_DEVICE")
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = os.environ.get("ORNSTEIN_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, dtype=torch.float64, device=device)  # levels need float64
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ConfigError(
+            f"the device {name!r} cannot be used ({str(error).splitlines()[0]}); "
+            "set ORNSTEIN_DEVICE to cpu or cuda, or leave it unset"
+        ) from error
+    return device
 
 
 def measured(recipe: Recipe, dataset: Dataset, load: Load) -> Recipe:
@@ -74,9 +83,10 @@ def measured(recipe: Recipe, dataset: Dataset, load: Load) -> Recipe:
 
 def _check(recipe: Recipe, info: DataInfo, load: Load) -> None:
     """Build everything once and begin a sample, so that what cannot work is refused at once."""
-    precision(recipe.optim.precision, default_device())
-    learner = recipe.learner(info, load).eval()
-    noise = Noise.of(recipe.seed, "check", 1)
+    device = default_device()
+    precision(recipe.optim.precision, device)
+    learner = recipe.learner(info, load).to(device).eval()
+    noise = Noise.of(recipe.seed, "check", torch.zeros(1, dtype=torch.int64, device=device))
     for generation in filter(None, (recipe.generation, recipe.preview)):
         begin: Generation = generation
         with torch.no_grad():
@@ -87,6 +97,8 @@ def pinned(choice: Any, pin: Callable[[RunRef], RunRef]) -> Any:
     """The choice with every reference to a run in it pinned."""
     if isinstance(choice, RunRef):
         return pin(choice)
+    if isinstance(choice, tuple | list):
+        return type(choice)(pinned(item, pin) for item in choice)
     if not isinstance(choice, Choice):
         return choice
     fields = {name: pinned(getattr(choice, name), pin) for name in type(choice).model_fields}

@@ -85,7 +85,9 @@ class Recipe(Choice):
 
         scaled = self.at_model_scale(info)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(Noise.of(self.seed, "initial weights", 1).bits(0, 1)))
+            torch.default_generator.manual_seed(
+                int(Noise.of(self.seed, "initial weights", 1).bits(0, 1))
+            )
             model = self.model.build(scaled, load)
             return Learner(model, self.objective.build(model, scaled, load))
 

@@ -17,6 +17,7 @@ The folder is the whole truth: a run is opened from it alone, by whatever family
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 import uuid
@@ -32,10 +33,17 @@ from ornstein import checkpoint as checkpoints
 from ornstein import fsops, pictures
 from ornstein.choice import Choice, RunRef
 from ornstein.data.images import cache_folder
-from ornstein.data.info import DataInfo, Dataset, affine
+from ornstein.data.info import DataInfo, Dataset
 from ornstein.data.stream import Stream
 from ornstein.drift import FREE, changes, refused
-from ornstein.errors import CheckpointError, ConfigError, DataError, StorageError, nearest
+from ornstein.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    OrnsteinError,
+    StorageError,
+    nearest,
+)
 from ornstein.log import Log, cut, locked
 from ornstein.noise import Noise
 from ornstein.prepare import concrete, default_device, measured, pinned
@@ -121,7 +129,7 @@ class Run:
             info = DataInfo.model_validate(fsops.read_json(found / "data.json"))
         except ValueError as error:
             raise CheckpointError(
-                f"{found / 'data.json'} is damaged; restore it, or train afresh with --fresh"
+                f"{found / 'data.json'} is missing or damaged; restore it, or train afresh"
             ) from error
         return cls(found, resolved.value, info)
 
@@ -180,16 +188,12 @@ class Run:
         return self._dataset
 
     def state(self) -> TrainState:
-        """The training state at the last whole checkpoint, or at the start."""
+        """The training state at the last whole checkpoint, or at the start; it only reads."""
         learner = self._learner().to(self.device)
         state = TrainState(learner, self.recipe.optim)
-        for sentence in checkpoints.repair(self.path / "ckpt"):
-            self._note(sentence)
         found = checkpoints.latest(self.path / "ckpt")
         if found is not None:
             checkpoints.restore(found, state)
-        logged = 0 if found is None else int(found.state["metrics_bytes"])
-        cut(self.path / "metrics.jsonl", logged)
         return state
 
     def train(self, *, save_every: float = 60.0, previews: bool = True) -> Iterator[Event]:
@@ -201,7 +205,11 @@ class Run:
         Raises: StorageError where another process trains this run, and what `train` raises.
         """
         with locked(self.path):
+            for sentence in checkpoints.repair(self.path / "ckpt"):
+                self._note(sentence)
             state = self.state()
+            found = checkpoints.latest(self.path / "ckpt")
+            cut(self.path / "metrics.jsonl", found.state["metrics_bytes"] if found else 0)
             source = Stream(self.dataset, self.recipe.seed, self.recipe.objective.range)
             with Log(self.path / "metrics.jsonl") as log:
                 yield from self._updates(state, source, log, save_every, previews)
@@ -222,7 +230,7 @@ class Run:
                     save()
                     saved_at, saved_step = time.monotonic(), state.step
                 if previews and due.after(event):
-                    self._preview_of(state)
+                    self._try_preview(state)
                     due.done()
                 yield event
         except GeneratorExit:
@@ -230,7 +238,7 @@ class Run:
                 save()
             raise
         if previews and state.step > 0:
-            self._preview_of(state)
+            self._try_preview(state)
 
     # The four verbs
 
@@ -251,8 +259,9 @@ class Run:
         generation: how, if not as the recipe says. average: which average of the weights; empty
         for the first of the recipe, "none" for the last weights.
         """
-        if n < 1 or batch < 1:
-            raise ConfigError(f"the number of samples must be at least 1, got {min(n, batch)}")
+        for what, count in (("number of samples", n), ("batch", batch)):
+            if count < 1:
+                raise ConfigError(f"the {what} must be at least 1, got {count}")
         model = self.learner(average).model
         drawn = []
         for start in range(first, first + n, batch):
@@ -295,11 +304,11 @@ class Run:
             raise ConfigError(
                 f"runs of the objective {_kind(self.recipe.objective)!r} offer no likelihood"
             )
-        a, b = affine(self.info.range, self.recipe.objective.range)
+        a, b = self.info.affine(self.recipe.objective.range)
         values = torch.from_numpy(x).to(self.device, torch.float32) * a + b
         with torch.no_grad():
             ids = torch.arange(len(x), device=self.device)
-            nats: Tensor = law(learner.model, values, Noise.of(seed, "likelihood", ids))
+            nats: Tensor = law(learner.model, values, a, Noise.of(seed, "likelihood", ids))
         return nats.double().cpu().numpy()
 
     def preview(self, n: int = 16) -> Path:
@@ -349,7 +358,10 @@ class Run:
         key = (name, int(found.state["step"]))
         if key not in self._models:
             learner = self._learner()
-            checkpoints.load_weights(found, name, learner)
+            try:
+                checkpoints.load_weights(found, name, learner)
+            except FileNotFoundError:  # pruned meanwhile by the process that trains this run
+                return self.learner(average)
             self._models = {key: learner.to(self.device).requires_grad_(False).eval()}
         return self._models[key]
 
@@ -364,8 +376,8 @@ class Run:
         """Model-scale values as the data's own: scaled back, clipped and rounded where the data
         has a range and bins."""
         info = self.info
-        a, b = affine(self.recipe.objective.range, info.range)
-        values = x.detach().double().cpu().numpy() * a + b
+        a, b = info.affine(self.recipe.objective.range)
+        values = (x.detach().cpu().double().numpy() - b) / a
         if info.range is None:
             return np.asarray(values, dtype=np.float32)
         low, high = info.range
@@ -391,15 +403,25 @@ class Run:
             )
         return f"average-{asked or names[0]}"
 
+    def _try_preview(self, state: TrainState) -> None:
+        """A picture that cannot be drawn or written must not end a training."""
+        try:
+            self._preview_of(state)
+        except (OrnsteinError, RuntimeError) as error:
+            self._note(f"no preview after update {state.step}: {error}")
+
     @torch.no_grad()
     def _preview_of(self, state: TrainState, n: int = 16) -> None:
         """Draw a preview with the first average of a training in progress."""
         learner = next(iter(state.averages.values()), state.learner)
-        training = learner.training
+        modes = [(module, module.training) for module in learner.modules()]
         learner.eval()
         how = self.recipe.preview or self.recipe.generation
-        *_, x = self._states(learner.model, how, range(n), PREVIEW_SEED)
-        learner.train(training)
+        try:
+            *_, x = self._states(learner.model, how, range(n), PREVIEW_SEED)
+        finally:
+            for module, training in modes:
+                module.training = training
         self._write_preview(self.native(x), state.step)
 
     def _write_preview(self, x: np.ndarray, step: int) -> Path:
@@ -409,7 +431,8 @@ class Run:
         return path
 
     def _note(self, sentence: str) -> None:
-        """Keep a sentence about the run's health in `notes.log`."""
+        """Tell the user, and keep the sentence in `notes.log`."""
+        logging.getLogger(__name__).warning("%s", sentence)
         with (self.path / "notes.log").open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {sentence}\n")
 
@@ -450,25 +473,28 @@ class Run:
             {"samples": self.samples, "key": change.key, "from": change.old, "to": change.new}
             for change in found
         ]
-        fsops.replace(self.path / "provenance.json", _json(record))
-        fsops.replace(self.path / "request.yaml", request.yaml().encode())
-        fsops.replace(self.path / "recipe.yaml", adopted.yaml().encode())
+        with locked(self.path):
+            fsops.replace(self.path / "recipe.yaml", adopted.yaml().encode())
+            fsops.replace(self.path / "provenance.json", _json(record))
+            # Last, since what it says is compared with the next request.
+            fsops.replace(self.path / "request.yaml", request.yaml().encode())
         self.recipe = adopted
 
 
 def run_folders(runs: Path) -> list[Path]:
     """The folders of all runs, in the order of their names."""
     found = (path.parent for path in sorted(runs.glob("*/recipe.yaml")))
-    return [path for path in found if not path.name.startswith(".")]
+    return [path for path in found if not path.name.endswith(".tmp")]  # those are half-made
 
 
 def checked_name(name: str) -> str:
     """A name for a run, which is one for a folder. Raises: ConfigError for one that is not."""
-    plain = name.strip(" .") and "/" not in name and "\\" not in name and name.isprintable()
-    if not plain or name.startswith(".") or len(os.fsencode(name)) > 200:
+    plain = name.strip(" .") and name.isprintable() and not set(name) & {"/", "\\"}
+    if not plain:
+        raise ConfigError(f"a run's name must be a plain name, not {name!r}; write --run NAME")
+    if len(os.fsencode(name)) > 235:
         raise ConfigError(
-            f"a run's name must be a plain name of at most 200 bytes, not {name[:40]!r}; "
-            "write --run NAME"
+            f"the name {name[:20]}... is too long for a folder; write a shorter --run"
         )
     return name
 

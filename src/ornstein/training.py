@@ -103,7 +103,7 @@ def train(
     rank, world = _rank_and_world()
     forward = _wrapped(state.learner, optim, device)
     autocast = _autocast(optim, device)
-    state.learner.train()
+    _train_mode(state.learner)
     with _Prefetch(source) as data:
         while state.samples < total:
             started = time.perf_counter()
@@ -134,8 +134,9 @@ def train(
             state.samples += count
             with torch.no_grad():
                 if isinstance(state.learner.objective, AfterStep):
-                    nobody = torch.zeros(0, dtype=torch.int64, device=device)
-                    context = _context(state, total, seed, nobody)
+                    one = torch.zeros(1, dtype=torch.int64, device=device)
+                    context = _context(state, total, seed, one)
+                    context = context._replace(noise=context.noise.child("after step"))
                     state.learner.objective.after_step(state.learner.model, stats, context)
                 _update_averages(state, optim.averages, count)
             yield Event(
@@ -289,6 +290,15 @@ def _frozen_copy(learner: Learner) -> Learner:
     return copy.deepcopy(learner).requires_grad_(False).eval()
 
 
+def _train_mode(learner: Learner) -> None:
+    """Train mode for all but the parts whose weights are all frozen: teachers, target networks."""
+    learner.train()
+    for part in learner.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            part.eval()
+
+
 def _rank_and_world() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
@@ -296,11 +306,13 @@ def _rank_and_world() -> tuple[int, int]:
 
 
 def _wrapped(learner: Learner, optim: Optim, device: torch.device) -> nn.Module:
-    """The learner as it is called: compiled where that pays, data-parallel where there are
-    several ranks."""
+    """The learner as it is called: its networks compiled where that pays, data-parallel where
+    there are several ranks."""
     module: nn.Module = learner
     if optim.compile == "on" or (optim.compile == "auto" and device.type == "cuda"):
-        module = torch.compile(module)  # type: ignore[assignment]
+        for part in learner.modules():
+            if getattr(part, "worth_compiling", False):
+                part.compile()  # in place: names of weights stay as they are
     if _rank_and_world()[1] > 1:
         module = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
     return module
@@ -320,9 +332,7 @@ def precision(asked: str, device: torch.device) -> str:
     if device.type == "cuda":
         has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        has_bf16 = device.type == "mps" or bool(
-            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        )
+        has_bf16 = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     if asked == "bf16" and not has_bf16:
         raise ConfigError(
             f"optim.precision=bf16 would be emulated on this {device.type} device, many times "

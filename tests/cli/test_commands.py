@@ -139,7 +139,7 @@ def test_show_reads_back_and_differs(runs, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(out)
     assert say(capsys, "show", str(tmp_path / "mine.yaml"))[1] == out
     code, out, _ = say(capsys, "show", "edm", "small", "--runs", str(runs))
-    assert "optim.batch: 128 -> 32" in out
+    assert "optim.batch: 64 -> 32" in out
 
 
 def test_runs_and_recipes_list_what_there_is(runs, capsys):

@@ -17,6 +17,7 @@ from ornstein.choice import Choice, RunRef
 from ornstein.data.sources import Data
 from ornstein.diffusion.model import Diffusion
 from ornstein.diffusion.sampling import Sampling
+from ornstein.nn.frozen import Frozen
 from ornstein.objectives.base import Loss
 from ornstein.objectives.denoising import Denoising
 from ornstein.recipe import Recipe
@@ -83,8 +84,11 @@ class PriorModule(nn.Module):
     def __init__(self, codec: nn.Module) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(len(codec.codebook)))
-        # Another run's weights are not this run's: keep the codec out of the module tree.
-        object.__setattr__(self, "codec", codec)
+        self.frozen = Frozen(codec)  # another run's weights are not this run's
+
+    @property
+    def codec(self):
+        return self.frozen.on(self.logits.device)
 
 
 class Prior(Choice):
@@ -108,7 +112,7 @@ class CodeObjective(Choice):
     def __call__(self, model, batch, context):
         return Loss(self.nats(model, batch.x))
 
-    def likelihood(self, model, x, noise):
+    def likelihood(self, model, x, scale, noise):
         return self.nats(model, x)
 
 
@@ -202,7 +206,7 @@ class NextValue(Choice):
     def __call__(self, model, batch, context):
         return Loss(self.nats(model, batch.x))
 
-    def likelihood(self, model, x, noise):
+    def likelihood(self, model, x, scale, noise):
         return self.nats(model, x)
 
 

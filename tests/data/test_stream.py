@@ -73,7 +73,6 @@ def test_far_positions_cost_no_more():
     assert sorted(Stream(DATA, 2).ids(10**9 * n, n)) == DATA.train.tolist()
 
 
-@pytest.mark.xfail(reason="np.concatenate of nothing", raises=ValueError, strict=True)
 def test_no_positions_are_no_samples():
     """A rank without a share in the last, cut batch asks for none."""
     assert len(Stream(DATA, 2).at(40, 0).x) == 0

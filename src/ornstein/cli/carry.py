@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ornstein.cli.progress import clock, counted, watched
+from ornstein.cli.progress import clock, counted, show, watched
 from ornstein.cli.request import Request
 
 
@@ -83,7 +82,7 @@ def carry_out(
 
 def say(text: str) -> None:
     """A line for the person at the terminal."""
-    print(text, file=sys.stderr, flush=True)
+    show(text)
 
 
 def _report_data(run: Any) -> None:
@@ -109,15 +108,18 @@ def _set_aside(path: Path | None, asked: Request, runs: Path) -> None:
 
     if path is None:
         path = runs / asked.recipe.run_name()
-    if path.exists():
+    from ornstein.log import locked
+
+    if (path / "recipe.yaml").exists():
         moved = path.with_name(f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
-        fsops.rename(path, moved)
+        with locked(path):
+            fsops.rename(path, moved)
         say(f"set the old run aside as {moved}")
 
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that the update in progress is finished and saved.
+    """Collect SIGINT, SIGTERM and SIGHUP, so that the update in progress is finished and saved.
 
     A second Ctrl-C stops at once; the last checkpoint is whole then too.
     """
@@ -128,7 +130,7 @@ def _stopping() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    signals = [signal.SIGINT, signal.SIGTERM]
+    signals = [signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])]
     before = {number: signal.signal(number, note) for number in signals}
     try:
         yield received

@@ -32,7 +32,7 @@ def evaluate(
     n: int
         How many samples to generate.
     seed: int
-        Seed of the samples, the classifier and the interval.
+        Seed of the samples, the halves and the interval.
     steps: int
         Steps of the sampler.
     average: str
@@ -53,7 +53,11 @@ def evaluate(
 
 def table(scores: Scores) -> str:
     """Scores with what they are measured against, for a person to read."""
-    held_out = "" if scores.held_out is None else f"  {scores.held_out:8.3f}  held-out real data\n"
+    held_out = (
+        ""
+        if scores.held_out is None
+        else f"  {scores.held_out:8.3f}  {scores.held_out_count:,} held-out real samples\n"
+    )
     sure = (
         ""
         if scores.confidence is None
@@ -66,9 +70,10 @@ def table(scores: Scores) -> str:
         f"{scores.name} of {scores.generated:,} samples to {scores.reference:,} of the training "
         f"split\n(features: {scores.extractor}; seed {scores.seed})\n"
         f"  {scores.value:8.3f}  this model, 95 % interval {scores.low:.3f} to {scores.high:.3f}\n"
-        f"  {scores.halves:8.3f}  two halves of the real data\n"
+        f"  {scores.halves:8.3f}  two halves of the real data, {scores.reference // 2:,} each\n"
         f"{held_out}"
-        f"  {scores.gaussian:8.3f}  one Gaussian fitted to the pixels\n"
+        f"  {scores.gaussian:8.3f}  1,000 samples of one Gaussian fitted to the pixels\n"
+        "(a distance falls with the number of samples: compare at equal counts)\n"
         f"{sure}"
         f"memorised: {scores.memorised:.1%} are as near to a training sample as the nearest 1 % "
         "of unseen data"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,7 @@ def watched(
     since = (start, 0.0, 0.0)  # samples, seconds of steps, seconds waited at the last line
     steps_seconds = waited = 0.0
     loss: float | None = None
+    rate = 0.0
     for event in events:
         steps_seconds += event.seconds
         waited += event.waited
@@ -48,9 +50,15 @@ def watched(
             )
             end = "\r" if live and not done else "\n"
             clear = "\x1b[2K" if live else ""
-            print(f"{clear}{text}", end=end, file=sys.stderr, flush=True)
+            show(f"{clear}{text}", end)
             shown, since = now, (event.samples, steps_seconds, waited)
         yield event
+
+
+def show(text: str, end: str = "\n") -> None:
+    """Print on standard error; if nobody reads it any more, the work goes on."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:
@@ -63,9 +71,8 @@ def clock(seconds: float) -> str:
 def counted(what: str) -> Callable[[int, int], None]:
     """A callback (done, total) that shows a count on a terminal."""
 
-    def show(done: int, total: int) -> None:
+    def count(done: int, total: int) -> None:
         if sys.stderr.isatty() and total:
-            end = "\n" if done >= total else "\r"
-            print(f"\x1b[2K{what}: {done:,}/{total:,}", end=end, file=sys.stderr, flush=True)
+            show(f"\x1b[2K{what}: {done:,}/{total:,}", "\n" if done >= total else "\r")
 
-    return show
+    return count

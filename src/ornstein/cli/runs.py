@@ -18,7 +18,7 @@ def runs(*, runs: Path = Path("runs")) -> None:
     folders = [
         path.parent
         for path in sorted(runs.glob("*/recipe.yaml"))
-        if not path.parent.name.startswith(".")
+        if not path.parent.name.endswith(".tmp")
     ]
     if not folders:
         print(f"there are no runs in {runs} yet; start with: ornstein demo")

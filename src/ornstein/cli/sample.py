@@ -42,6 +42,7 @@ def sample(
     runs: Path
         The folder of all runs.
     """
+    import hashlib
     import io
 
     import numpy as np
@@ -53,7 +54,10 @@ def sample(
 
     opened = Run.open(run, runs)
     chosen, changed = generation(opened.recipe.generation, steps, overrides)
-    how = f"{chosen.step.kind}-{chosen.steps}-seed{seed}" if changed else f"seed{seed}"
+    how = f"seed{seed}" + (f"-{average}" if average else "")
+    if changed:
+        digest = hashlib.sha256(chosen.model_dump_json().encode()).hexdigest()[:6]
+        how = f"{chosen.step.kind}-{chosen.grid.kind}-{chosen.steps}-{digest}-{how}"
     folder = out or opened.path / "samples"
     fsops.make_folder(folder)
     drawable = opened.info.kind == "image"

@@ -58,18 +58,25 @@ class DataInfo(Choice):
     std: float
     fingerprint: str
 
+    def affine(self, target: tuple[float, float] | None) -> tuple[float, float]:
+        """(a, b) such that a·x + b is the data as an objective asks for it.
+
+        target: the range that it declares, which the data's range is taken to; data without a
+        range is standardised instead. None: the data's own values, (1, 0).
+        """
+        if target is None:
+            return 1.0, 0.0
+        if self.range is None:
+            return 1 / self.std, -self.mean / self.std
+        a = (target[1] - target[0]) / (self.range[1] - self.range[0])
+        return a, target[0] - a * self.range[0]
+
     def scaled(self, target: tuple[float, float] | None) -> DataInfo:
-        """The same data at the scale of `target`, the range that an objective declares."""
-        scale, shift = affine(self.range, target)
-        if self.range is None or target is None:
-            return self
-        return self.model_copy(
-            update={
-                "range": target,
-                "mean": scale * self.mean + shift,
-                "std": abs(scale) * self.std,
-            }
-        )
+        """What is known of the data once `affine(target)` has been applied."""
+        a, b = self.affine(target)
+        limits = self.range and (a * self.range[0] + b, a * self.range[1] + b)
+        moments = {"mean": a * self.mean + b, "std": abs(a) * self.std}
+        return self.model_copy(update={"range": limits, **moments})
 
 
 class Dataset(NamedTuple):
@@ -88,20 +95,10 @@ class Dataset(NamedTuple):
     bad: tuple[BadFile, ...] = ()
 
     def batch(self, ids: np.ndarray, scale: tuple[float, float] | None = None) -> Batch:
-        """The samples `ids`, as float32 at the scale of the range `scale` (None: native values)."""
-        a, b = affine(self.info.range, scale)
+        """The samples `ids`, float32, as an objective that declares the range `scale` gets them."""
+        a, b = self.info.affine(scale)
         x = torch.from_numpy(self.x[ids]).to(torch.float32)
         if (a, b) != (1.0, 0.0):
             x = x.mul_(a).add_(b)
         label = None if self.label is None else torch.from_numpy(self.label[ids])
         return Batch(x, torch.from_numpy(ids), label)
-
-
-def affine(
-    source: tuple[float, float] | None, target: tuple[float, float] | None
-) -> tuple[float, float]:
-    """(a, b) such that a·x + b takes `source` to `target`; the identity if either is None."""
-    if source is None or target is None:
-        return 1.0, 0.0
-    a = (target[1] - target[0]) / (source[1] - source[0])
-    return a, target[0] - a * source[0]

@@ -33,7 +33,7 @@ class Diffusion(Choice):
         as measured. info: the data at the model's scale."""
         target = self.target
         if isinstance(target, EDM) and target.sigma_data is None:
-            target = EDM(sigma_data=round(info.std, 4))
+            target = EDM(sigma_data=float(f"{info.std:.4g}"))
         network = self.network or network_for(info.shape)
         return self.model_copy(update={"target": target, "network": network})
 

@@ -184,7 +184,7 @@ def check_admissible(target: PredictionTarget, process: NoisingProcess) -> None:
     Raises: ConfigError, naming the time and the targets that work.
     """
     smallest = max(process.smallest, 1e-6)
-    times = torch.linspace(smallest, 1.0, 2001, dtype=torch.float64)
+    times = torch.linspace(smallest, 1.0, 2001, dtype=torch.float64, device="cpu")
     level = level_at(process, times)
     p, q = (torch.as_tensor(c, dtype=torch.float64).expand(2001) for c in target(process, level))
     alpha, sigma = torch.as_tensor(level.alpha), torch.as_tensor(level.sigma)

@@ -26,6 +26,8 @@ class MLPModule(nn.Module):
     vector: width of `cond.vector`, mapped to the label's vector and added; None: it has its width.
     """
 
+    worth_compiling = True
+
     def __init__(
         self,
         in_features: int,

@@ -77,15 +77,15 @@ class UNet(Choice):
         return UNetModule(
             shape[0],
             shape[0] * out_multiplier,
-            self.channels,
-            self.blocks,
-            self.attention,
-            self.middle_attention,
-            self.head_width,
-            self.dropout,
-            image,
-            vector,
-            self.patch,
+            channels=self.channels,
+            blocks=self.blocks,
+            attention=self.attention,
+            middle_attention=self.middle_attention,
+            head_width=self.head_width,
+            dropout=self.dropout,
+            image=image,
+            vector=vector,
+            patch=self.patch,
         )
 
 

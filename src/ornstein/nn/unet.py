@@ -45,6 +45,8 @@ class UNetModule(nn.Module):
         (E. Hoogeboom et al., "Simple diffusion", 2023, arXiv:2301.11093, §3.2).
     """
 
+    worth_compiling = True
+
     def __init__(
         self,
         in_channels: int,

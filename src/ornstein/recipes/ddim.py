@@ -6,6 +6,4 @@ from ornstein.diffusion.steps import Jump
 from ornstein.recipes.ddpm import RECIPE as DDPM
 
 # Training is DDPM's; η = 0 makes generation a deterministic function of the starting noise.
-RECIPE = DDPM.model_copy(
-    update={"name": "ddim", "generation": Sampling(step=Jump(eta=0.0), grid=Trailing(), steps=50)}
-)
+RECIPE = DDPM.but(name="ddim", generation=Sampling(step=Jump(eta=0.0), grid=Trailing(), steps=50))
