@@ -357,10 +357,10 @@ def test_damaged_data_json(content, moons, tmp_path):
 @pytest.mark.parametrize("file", ["recipe.yaml", "request.yaml"])
 @pytest.mark.parametrize("content", DAMAGE)
 def test_damaged_recipes(file, content, moons, tmp_path):
-    """One line that names the file or the setting, and never a traceback."""
+    """One line that names the file, and never a traceback."""
     run = copied(moons, tmp_path)
     (run.path / file).write_bytes(content)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(CheckpointError, match=file) as caught:
         Run.create(points(), tmp_path, "moons")
     assert "\n" not in str(caught.value)
 

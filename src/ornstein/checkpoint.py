@@ -130,6 +130,12 @@ def latest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def newest(folder: Path) -> str | None:
+    """The name of the newest checkpoint, whole or not."""
+    folders = _folders(folder)
+    return folders[-1].name if folders else None
+
+
 def repair(folder: Path) -> tuple[str, ...]:
     """Remove what interrupted saves left, and move damaged checkpoints to `quarantine/`.
 

@@ -138,7 +138,7 @@ def score(
         confidence = float(probabilities.amax(1).mean())
         counts = torch.bincount(probabilities.argmax(1), minlength=probabilities.shape[1])
         classes = tuple(counts.tolist())
-        entropy = -sum(n / len(samples) * math.log(n / len(samples)) for n in classes if n)
+        entropy = sum(n / len(samples) * math.log(len(samples) / n) for n in classes if n)
     return Scores(
         value=value,
         low=low,

@@ -64,8 +64,11 @@ class Log:
 
 def cut(path: Path, size: int) -> None:
     """Forget what was logged after the first `size` bytes: those updates will come again."""
-    if path.exists() and path.stat().st_size > size:
-        os.truncate(path, size)
+    if not path.exists():
+        return
+    if path.stat().st_size < size:  # torn: keep its whole lines
+        size = path.read_bytes().rfind(b"\n") + 1
+    os.truncate(path, size)
 
 
 @contextlib.contextmanager

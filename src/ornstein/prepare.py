@@ -36,7 +36,7 @@ def concrete(
     Raises: ConfigError for a recipe that cannot work on this data or this machine.
     """
     resolved: Recipe = pinned(recipe.fitted(dataset.info), pin)
-    _check(resolved, dataset.info, load)
+    check(resolved, dataset.info, load)
     return measured(resolved, dataset, load) if resolved.optim.samples is None else resolved
 
 
@@ -81,7 +81,7 @@ def measured(recipe: Recipe, dataset: Dataset, load: Load) -> Recipe:
     return recipe.model_copy(update={"optim": optim.model_copy(update={"samples": samples})})
 
 
-def _check(recipe: Recipe, info: DataInfo, load: Load) -> None:
+def check(recipe: Recipe, info: DataInfo, load: Load) -> None:
     """Build everything once and begin a sample, so that what cannot work is refused at once."""
     device = default_device()
     precision(recipe.optim.precision, device)

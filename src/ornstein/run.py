@@ -16,6 +16,7 @@ The folder is the whole truth: a run is opened from it alone, by whatever family
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -46,7 +47,7 @@ from ornstein.errors import (
 )
 from ornstein.log import Log, cut, locked
 from ornstein.noise import Noise
-from ornstein.prepare import concrete, default_device, measured, pinned
+from ornstein.prepare import check, concrete, default_device, measured, pinned
 from ornstein.recipe import Generation, Recipe
 from ornstein.settings import difference, resolve
 from ornstein.training import Event, Learner, TrainState, train
@@ -91,7 +92,7 @@ class Run:
         all the same; `progress` is called while data is read.
         Raises: ConfigError, DataError, CheckpointError (a refused change).
         """
-        path = runs / (recipe.run_name() if name is None else checked_name(name))
+        path = Path(runs) / (recipe.run_name() if name is None else checked_name(name))
         dataset = recipe.data.load(progress)
         if (path / "recipe.yaml").exists():
             run = cls.open(path, schema=type(recipe))
@@ -113,12 +114,19 @@ class Run:
 
         Raises: ConfigError where there is none, with the nearest name.
         """
+        runs = Path(runs)
         found = next((p for p in (Path(path), runs / path) if (p / "recipe.yaml").is_file()), None)
         if found is None:
             known = [path.name for path in run_folders(runs)]
             hint = nearest(str(path), known) or f"; there are no runs in {runs} yet"
             raise ConfigError(f"there is no run {str(path)!r}{hint}")
-        resolved = resolve(schema, {}, found / "recipe.yaml")
+        try:
+            resolved = resolve(schema, {}, found / "recipe.yaml")
+        except ConfigError as error:
+            raise CheckpointError(
+                f"{found / 'recipe.yaml'} is damaged ({error}); restore it, "
+                "or train afresh with --fresh"
+            ) from error
         missing = [key for key, source in resolved.provenance.items() if source == "default"]
         if missing:  # every key was written, so the file has been cut short or edited
             raise CheckpointError(
@@ -204,12 +212,17 @@ class Run:
         type, torch build, thread and device count).
         Raises: StorageError where another process trains this run, and what `train` raises.
         """
+        if not save_every > 0:
+            raise ConfigError(f"save_every must be a number of seconds above 0, got {save_every}")
         with locked(self.path):
             for sentence in checkpoints.repair(self.path / "ckpt"):
                 self._note(sentence)
             state = self.state()
             found = checkpoints.latest(self.path / "ckpt")
-            cut(self.path / "metrics.jsonl", found.state["metrics_bytes"] if found else 0)
+            if found is not None:
+                cut(self.path / "metrics.jsonl", int(found.state["metrics_bytes"]))
+            elif self._log_of_lost_checkpoints():
+                self._note("there are no checkpoints; the old metrics are kept beside the new")
             source = Stream(self.dataset, self.recipe.seed, self.recipe.objective.range)
             with Log(self.path / "metrics.jsonl") as log:
                 yield from self._updates(state, source, log, save_every, previews)
@@ -330,6 +343,8 @@ class Run:
 
         The scores are added to the run's `scores.json`, with how the samples were made.
         """
+        if n < 2:
+            raise ConfigError(f"a score needs at least 2 samples, got {n}; write --number 1000")
         from ornstein.evaluation import score
         from ornstein.features import extractor_for
 
@@ -355,6 +370,11 @@ class Run:
         if found is None:
             raise CheckpointError(f"the run {self.path.name} has no checkpoint yet; train it first")
         name = self._average(average)
+        if checkpoints.newest(self.path / "ckpt") not in (found.folder.name, None):
+            logging.getLogger(__name__).warning(
+                "the newest checkpoint of %s is damaged; this is %s",
+                *(self.path.name, found.folder.name),
+            )
         key = (name, int(found.state["step"]))
         if key not in self._models:
             learner = self._learner()
@@ -430,10 +450,21 @@ class Run:
         fsops.replace(path, pictures.png(pictures.picture(x, self.info)))
         return path
 
+    def _log_of_lost_checkpoints(self) -> bool:
+        """Set aside the log of updates that no checkpoint holds; whether there was one."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists() or path.stat().st_size == 0:
+            return False
+        fsops.rename(path, path.with_name(f"metrics-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"))
+        return True
+
     def _note(self, sentence: str) -> None:
         """Tell the user, and keep the sentence in `notes.log`."""
         logging.getLogger(__name__).warning("%s", sentence)
-        with (self.path / "notes.log").open("a", encoding="utf-8") as log:
+        with (
+            contextlib.suppress(OSError),
+            (self.path / "notes.log").open("a", encoding="utf-8") as log,
+        ):
             log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {sentence}\n")
 
     def _check_data(self, info: DataInfo) -> None:
@@ -446,7 +477,13 @@ class Run:
 
     def _adopt(self, request: Recipe, allow: tuple[str, ...]) -> None:
         """Take over what may change in an existing run, note it, and refuse the rest."""
-        stored = resolve(type(request), {}, self.path / "request.yaml").value
+        try:
+            stored = resolve(type(request), {}, self.path / "request.yaml").value
+        except ConfigError as error:
+            raise CheckpointError(
+                f"{self.path / 'request.yaml'} is missing or damaged; copy recipe.yaml in its "
+                "place, or train afresh with --fresh"
+            ) from error
         found = changes(stored, request)
         if not found:
             return
@@ -462,6 +499,7 @@ class Run:
             # What was measured or pinned when the run was made stays as it is.
             taken = {name: getattr(request, name) for name in ("optim", *FREE)}
             adopted = self.recipe.model_copy(update=taken)
+        check(adopted, self.info, loader(type(adopted)))
         if adopted.optim.samples is None:
             if {"optim.minutes", "optim.samples"} & {change.key for change in found}:
                 adopted = measured(adopted, self.dataset, loader(type(adopted)))

@@ -266,7 +266,7 @@ def _not_finite(step: int, loss: Tensor, norm: Tensor, samples: Tensor) -> str:
     shown = ", ".join(map(str, ids[:12])) + (", ..." if len(ids) > 12 else "")
     return (
         f"stopped before update {step + 1}: loss {loss.item():g}, gradient norm {norm.item():g} "
-        f"(samples {shown}); the last checkpoint is whole; try a lower optim.lr, "
+        f"(samples {shown}); nothing of this update was kept; try a lower optim.lr, "
         "or look at these samples"
     )
 

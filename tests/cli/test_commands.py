@@ -198,3 +198,33 @@ def test_a_bug_leaves_a_log_and_code_1(runs, capsys, monkeypatch):
     assert code == 1
     assert "this is a bug" in err
     assert "Traceback" not in err
+
+
+def test_runs_inside_the_data_are_not_data(tmp_path, monkeypatch, capsys):
+    """`--data .` in a folder of photos: the pictures of the run do not change the data."""
+    random = np.random.default_rng(0)
+    for i in range(5):
+        pixels = random.integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "edm", "--data", ".", "--samples", "64", *TINY]
+    assert say(capsys, *words)[0] == 0
+    code, _, err = say(capsys, *words)
+    assert code == 0
+    assert "is finished (64 samples)" in err
+
+
+def test_two_samples_are_enough(tmp_path, capsys):
+    np.save(tmp_path / "two.npy", np.float32([[1, 2], [3, 5]]))
+    words = ["train", "edm", "--data", str(tmp_path / "two.npy"), "--samples", "64"]
+    assert say(capsys, *words, "--runs", str(tmp_path / "runs"))[0] == 0
+
+
+def test_a_damaged_run_does_not_hide_the_others(runs, tmp_path, capsys):
+    shutil.copytree(runs / "small", tmp_path / "good")
+    shutil.copytree(runs / "small", tmp_path / "bad")
+    (tmp_path / "bad" / "recipe.yaml").write_text("optim: [")
+    code, out, _ = say(capsys, "runs", "--runs", str(tmp_path))
+    assert code == 0
+    assert "bad   damaged: " in out
+    assert "finished" in out

@@ -1,6 +1,8 @@
 """The command line: it parses, calls and shows. Commands are imported when they are used."""
 
+import contextlib
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -32,6 +34,7 @@ def build() -> App:
         version_flags=["--version"],
         version=_version,
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
     )
     for name, text in COMMANDS.items():
         app.command(f"ornstein.cli.{name}:{name}", name=name, help=text)
@@ -40,7 +43,10 @@ def build() -> App:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and leave with its exit code (see `ornstein.errors`)."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt but the exit
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -48,6 +54,15 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows ?
+    received: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(ValueError):  # not the main thread
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
     try:
         code = build()(overrides(arguments), exit_on_error=False, print_error=False)
     except OrnsteinError as error:
@@ -55,12 +70,19 @@ def run(arguments: Sequence[str]) -> int:
     except CycloptsError as error:
         return _fail(_sentence(str(error)), 2)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _stopped(received)
     except BrokenPipeError:
         # Whoever read our output has gone; the interpreter must not complain at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if received:
+            return _stopped(received)
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"the system refused: {error.strerror or error}{where}", 5)
     except (MemoryError, RuntimeError) as error:
+        if received:
+            return _stopped(received)
         if _out_of_memory(error):
             return _fail(
                 "out of memory; use a smaller optim.micro_batch, a smaller network or smaller "
@@ -69,7 +91,8 @@ def run(arguments: Sequence[str]) -> int:
             )
         return _bug()
     except Exception:
-        return _bug()
+        # An interrupt while libraries are imported can surface as any error of theirs.
+        return _stopped(received) if received else _bug()
     return code if isinstance(code, int) else 0
 
 
@@ -88,8 +111,14 @@ def overrides(arguments: Sequence[str]) -> list[str]:
     return result
 
 
+def _stopped(received: list[int]) -> int:
+    number = received[0] if received else signal.SIGINT
+    return _fail("interrupted" if number == signal.SIGINT else "stopped", 128 + number)
+
+
 def _fail(message: str, code: int) -> int:
-    print(f"ornstein: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"ornstein: {message}", file=sys.stderr)
     return code
 
 

@@ -34,14 +34,15 @@ def carry_out(
     import torch
 
     from ornstein.data.stream import Stream
-    from ornstein.run import Run, loader
+    from ornstein.run import Run, checked_name, loader
     from ornstein.training import flops_per_sample, matmul_peak, precision
 
     for note in asked.notes:
         say(note)
+    path = runs / (asked.recipe.run_name() if name is None else checked_name(name))
     if fresh:
-        _set_aside(runs / name if name else None, asked, runs)
-    if asked.recipe.optim.samples is None:
+        _set_aside(path)
+    if asked.recipe.optim.samples is None and not path.exists():
         say(f"measuring the speed, for a training of {asked.recipe.optim.minutes:g} minutes")
     run = Run.create(
         asked.recipe, runs, name, asked.provenance, allow=allow, progress=counted("reading")
@@ -49,7 +50,7 @@ def carry_out(
     _report_data(run)
     if run.finished:
         say(
-            f"{run.path} is finished ({run.total:,} samples); "
+            f"{run.path} is finished ({run.samples:,} samples); "
             "train longer with --samples or --minutes, or draw from it: "
             f"ornstein sample {run.path}"
         )
@@ -76,7 +77,8 @@ def carry_out(
     if stop and not run.finished:
         say(f"\nstopped after a save; the same command goes on: {run.path}")
         return Outcome(run, 128 + stop[0])
-    say(f"trained in {clock(time.monotonic() - begun)}; pictures in {run.path / 'previews'}")
+    pictures = f"; pictures in {run.path / 'previews'}" if previews else ""
+    say(f"trained in {clock(time.monotonic() - begun)}{pictures}")
     return Outcome(run, 0)
 
 
@@ -93,21 +95,23 @@ def _report_data(run: Any) -> None:
         f"data: {info.name}, {info.count:,} samples of {shape}{classes}, {info.held_out:,} held out"
     )
     for file in bad[:5]:
-        say(f"skipped {file.path}: {file.reason}")
+        say(f"skipped {_printable(file.path)}: {file.reason}")
     if len(bad) > 5:
         say(f"... and {len(bad) - 5:,} more")
     if bad:
-        lines = "".join(f"{file.path}\t{file.reason}\n" for file in bad)
+        lines = "".join(f"{_printable(file.path)}\t{file.reason}\n" for file in bad)
         (run.path / "bad_files.tsv").write_text(lines, encoding="utf-8")
         say(f"{len(bad):,} unreadable files were skipped; {run.path}/bad_files.tsv lists them")
 
 
-def _set_aside(path: Path | None, asked: Request, runs: Path) -> None:
+def _printable(text: str) -> str:
+    """A file's name without characters that a terminal or a table would obey."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def _set_aside(path: Path) -> None:
     """Rename the run that would be found, so that a fresh one takes its place."""
     from ornstein import fsops
-
-    if path is None:
-        path = runs / asked.recipe.run_name()
     from ornstein.log import locked
 
     if (path / "recipe.yaml").exists():

@@ -42,6 +42,9 @@ def request(
         base: Recipe | dict[str, Any] = named(name) if name in names() else {}
     else:
         base = named(recipe)
+    given_length = [(options or {}).get(f"optim.{name}") for name in ("samples", "minutes")]
+    if None not in given_length:
+        raise ConfigError("give --samples or --minutes, not both")
     words = [f"{key}={value}" for key, value in (options or {}).items() if value is not None]
     if options and options.get("optim.minutes") is not None:
         words.append("optim.samples=null")

@@ -6,6 +6,8 @@ import json
 import time
 from pathlib import Path
 
+from ornstein.errors import OrnsteinError
+
 
 def runs(*, runs: Path = Path("runs")) -> None:
     """List the runs and how far they are.
@@ -25,7 +27,14 @@ def runs(*, runs: Path = Path("runs")) -> None:
         return
     width = max(len(folder.name) for folder in folders)
     for folder in folders:
-        print(f"{folder.name:{width}}  {_progress(folder)}{_score(folder)}")
+        print(f"{folder.name:{width}}  {_described(folder)}")
+
+
+def _described(folder: Path) -> str:
+    try:
+        return _progress(folder) + _score(folder)
+    except (OrnsteinError, OSError, ValueError, TypeError, LookupError) as error:
+        return f"damaged: {' '.join(str(error).split())[:100]}"
 
 
 def _progress(folder: Path) -> str:

@@ -199,8 +199,8 @@ def cache_folder() -> Path:
 def walk(root: Path) -> Iterator[File | BadFile | None]:
     """What is below `root`: files named like images, those out of reach, None for any other.
 
-    Hidden names are passed over. Links are followed, but no folder is entered twice, nor one
-    that holds `root`, so that loops end; real folders come before linked ones.
+    Hidden names and folders of runs are passed over. Links are followed, but no folder is entered
+    twice, nor one that holds `root`, so that loops end; real folders come before linked ones.
     """
     seen = {_identity(folder) for folder in root.resolve().parents}
     real, linked = [""], list[str]()
@@ -213,6 +213,8 @@ def walk(root: Path) -> Iterator[File | BadFile | None]:
             seen.add(identity)
             with os.scandir(root / folder) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
+            if {"recipe.yaml", "data.json"} <= {entry.name for entry in entries}:
+                continue  # a run of ours, whose pictures are not data
         except OSError as error:
             yield BadFile(_shown(folder), f"The folder cannot be read: {_cause(error)}.")
             continue

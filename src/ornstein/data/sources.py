@@ -37,6 +37,7 @@ ToyName = Literal[
 
 def _absolute(path: str) -> str:
     try:
+        path.encode()
         return str(Path(path).expanduser().resolve())
     except (OSError, RuntimeError, ValueError) as error:  # ~nobody, a loop of links, NUL
         raise ValueError(f"{path!r} is not a path: {error}") from error

@@ -36,7 +36,9 @@ class Stream:
 
         @lru_cache(maxsize=2)  # a batch may straddle two epochs
         def order(epoch: int) -> np.ndarray:
-            chosen: np.ndarray = dataset.train[permutation(seed, "data order", epoch, count)]
+            chosen: np.ndarray = dataset.train[
+                permutation(seed, "data order", epoch, count).numpy()
+            ]
             return chosen
 
         self._order = order

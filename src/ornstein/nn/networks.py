@@ -27,7 +27,7 @@ class UNet(Choice):
     channels: tuple[int, ...] = Field(
         (32, 64, 128), description="width of each level, the finest first"
     )
-    blocks: int = Field(2, ge=1, description="residual blocks a level on the way down")
+    blocks: int = Field(2, ge=1, le=64, description="residual blocks a level on the way down")
     attention: tuple[int, ...] = Field(
         (), description="reductions of the image at which pixels attend to each other: 1, 2, 4, …"
     )
@@ -39,10 +39,8 @@ class UNet(Choice):
     @field_validator("channels")
     @classmethod
     def _positive(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
-        if not channels or min(channels) < 1:
-            raise ValueError(
-                f"a U-Net needs at least one level of 1 channel or more; got {list(channels)}"
-            )
+        if not channels or not all(1 <= width <= 8192 for width in channels):
+            raise ValueError(f"a U-Net needs levels of 1 to 8192 channels; got {list(channels)}")
         return channels
 
     @model_validator(mode="after")
@@ -93,8 +91,8 @@ class MLP(Choice):
     """A residual network of vectors (`nn/mlp.py`)."""
 
     kind: Literal["mlp"] = "mlp"
-    width: int = Field(256, ge=1, description="of the hidden vectors")
-    depth: int = Field(4, ge=1, description="residual blocks")
+    width: int = Field(256, ge=1, le=65536, description="of the hidden vectors")
+    depth: int = Field(4, ge=1, le=1000, description="residual blocks")
     dropout: float = Field(0.0, ge=0, lt=1)
 
     def build(

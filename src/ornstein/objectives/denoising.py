@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ornstein.choice import Choice, Load
 from ornstein.diffusion.levels import Level, expand, level_at, level_of_log_snr
@@ -105,6 +105,13 @@ class Denoising(Choice):
     levels: Levels = UniformTime()
     weighting: Weighting = Simple()
     range: tuple[float, float] | None = (-1.0, 1.0)
+
+    @field_validator("range")
+    @classmethod
+    def _rises(cls, limits: tuple[float, float] | None) -> tuple[float, float] | None:
+        if limits is not None and not -1e3 <= limits[0] < limits[1] <= 1e3:
+            raise ValueError(f"range must rise, within -1000 to 1000; got {list(limits)}")
+        return limits
 
     def build(self, model: Denoiser, info: DataInfo, load: Load) -> Denoising:
         return self
