@@ -1,8 +1,8 @@
 """Large tensors without page faults: on Linux, let the C library keep the memory it has.
 
 glibc serves each large block by a fresh mapping and returns it when it is freed, so that every
-tensor of every training step faults all its pages in again. Told once to keep freed memory, a
-training step on a processor takes a sixth to a third less time (docs/benchmarks.md).
+tensor of every training step faults all its pages in again. What keeping freed memory saves
+depends on the sizes of the tensors: from nothing to a third of a step (docs/benchmarks.md).
 """
 
 import ctypes
