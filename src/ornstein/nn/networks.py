@@ -40,7 +40,9 @@ class UNet(Choice):
     @classmethod
     def _positive(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
         if not channels or not all(1 <= width <= 8192 for width in channels):
-            raise ValueError(f"a U-Net needs levels of 1 to 8192 channels; got {list(channels)}")
+            raise ValueError(
+                f"a U-Net needs at least one level, of 1 to 8192 channels; got {list(channels)}"
+            )
         return channels
 
     @model_validator(mode="after")
