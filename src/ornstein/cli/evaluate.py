@@ -72,7 +72,7 @@ def table(scores: Scores) -> str:
         f"  {scores.value:8.3f}  this model, 95 % interval {scores.low:.3f} to {scores.high:.3f}\n"
         f"  {scores.halves:8.3f}  two halves of the real data, {scores.reference // 2:,} each\n"
         f"{held_out}"
-        f"  {scores.gaussian:8.3f}  1,000 samples of one Gaussian fitted to the pixels\n"
+        f"  {scores.gaussian:8.3f}  1,000 samples of one Gaussian fitted to the data\n"
         "(a distance falls with the number of samples: compare at equal counts)\n"
         f"{sure}"
         f"memorised: {scores.memorised:.1%} are as near to a training sample as the nearest 1 % "
