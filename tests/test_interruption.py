@@ -89,7 +89,7 @@ def test_asked_to_stop(uninterrupted, number, code, tmp_path):
     assert "stopped after a save" in err
     assert "Traceback" not in err
     run = Run.open(tmp_path / "job")
-    assert run.samples > 60 * 32  # nothing that was done is lost
+    assert run.samples >= 60 * 32  # all that had been logged was saved
     finish(tmp_path)
     assert result(tmp_path) == uninterrupted
 
