@@ -47,6 +47,7 @@ from ornstein.errors import (
 )
 from ornstein.log import Log, cut, locked
 from ornstein.noise import Noise
+from ornstein.objectives.base import Likelihood
 from ornstein.prepare import check, concrete, default_device, measured, pinned
 from ornstein.recipe import Generation, Recipe
 from ornstein.settings import difference, resolve
@@ -312,8 +313,8 @@ class Run:
         Raises: ConfigError for a family that has none.
         """
         learner = self.learner()
-        law = getattr(learner.objective, "likelihood", None)
-        if law is None:
+        law = learner.objective
+        if not isinstance(law, Likelihood):
             raise ConfigError(
                 f"runs of the objective {_kind(self.recipe.objective)!r} offer no likelihood"
             )
@@ -321,7 +322,8 @@ class Run:
         values = torch.from_numpy(x).to(self.device, torch.float32) * a + b
         with torch.no_grad():
             ids = torch.arange(len(x), device=self.device)
-            nats: Tensor = law(learner.model, values, a, Noise.of(seed, "likelihood", ids))
+            noise = Noise.of(seed, "likelihood", ids)
+            nats = law.likelihood(learner.model, values, a, noise)
         return nats.double().cpu().numpy()
 
     def preview(self, n: int = 16) -> Path:
@@ -356,6 +358,7 @@ class Run:
         how = generation or self.recipe.generation
         made = {
             "generation": how.model_dump(mode="json") if isinstance(how, Choice) else str(how),
+            "evaluations": getattr(how, "evaluations", None),
             "average": self._average(average),
             "samples_trained": self.samples,
         }

@@ -183,6 +183,7 @@ def test_evaluate_prints_json(runs, capsys):
     assert scores["generated"] == 100
     stored = json.loads((runs / "small/scores.json").read_text())
     assert stored[-1]["generation"]["steps"] == 3
+    assert stored[-1]["evaluations"] == 5  # Heun: 2 a step, 1 in the last
 
 
 def test_doctor_names_device_and_precision(capsys):

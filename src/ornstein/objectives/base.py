@@ -47,8 +47,9 @@ class Objective(Protocol):
     def __call__(self, model: Any, batch: Batch, context: Context) -> Loss: ...
 
 
+@runtime_checkable
 class Likelihood(Protocol):
-    """An objective whose model is a law of the data; found by its method's name."""
+    """An objective whose model is a law of the data."""
 
     def likelihood(self, model: Any, x: Tensor, scale: float, noise: Noise) -> Tensor:
         """−log p in nats of each sample, [B], or a bound on it.
