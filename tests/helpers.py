@@ -32,6 +32,9 @@ PROCESSES = {
     "straight": Straight(),
     "linear": Tabulated(),
     "cosine_table": Tabulated(rule="cosine", steps=100),
+    "rescaled": Tabulated(zero_terminal=True, shift=1.5, steps=200),
+    "shifted_cosine": Cosine(shift=2.0),
+    "shifted_flow": Straight(shift=3.0),
 }
 TARGETS = {
     "x0": X0(),
@@ -41,7 +44,7 @@ TARGETS = {
     "velocity": Velocity(),
     "edm": EDM(sigma_data=0.7),
 }
-ZERO_TERMINAL_SNR = ("cosine", "straight")
+ZERO_TERMINAL_SNR = ("cosine", "straight", "rescaled", "shifted_cosine", "shifted_flow")
 """Processes with α = 0 at t = 1, where x is all noise and ε says nothing of x0."""
 
 PAIRS = [

@@ -270,7 +270,7 @@ def test_targets_are_admitted_or_refused_with_a_sentence(target, process):
         check_admissible(TARGETS[target], PROCESSES[process])
     message = str(caught.value)
     assert f"'{target}'" in message
-    assert f"'{process}'" in message
+    assert f"'{PROCESSES[process].kind}'" in message
     assert "t = 1," in message
     assert "use v, x0 or velocity" in message
     assert "\n" not in message

@@ -66,6 +66,47 @@ def test_rows_of_a_table_are_cumulative_products(rule, betas, steps):
     torch.testing.assert_close(sigma**2, 1 - f64(expected), rtol=1e-8, atol=0)
 
 
+@pytest.mark.parametrize("rule", ["linear", "cosine"])
+def test_zero_terminal_snr_is_algorithm_1(rule):
+    """Lin et al. 2024, algorithm 1: √ᾱ less its last value, times √ᾱ₁/(√ᾱ₁ − √ᾱ_T)."""
+    plain, rescaled = Tabulated(rule=rule), Tabulated(rule=rule, zero_terminal=True)
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    root = plain(t)[0]
+    expected = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    alpha, sigma = rescaled(t)
+    torch.testing.assert_close(alpha, expected, rtol=1e-9, atol=1e-12)
+    assert (alpha[-1], sigma[-1]) == (0, 1)
+    assert alpha[0].item() == pytest.approx(root[0].item(), rel=1e-12)
+    betas = rescaled.betas()
+    torch.testing.assert_close(
+        torch.cumprod(1 - betas, 0).sqrt()[:-1], expected[:-1], rtol=1e-8, atol=0
+    )
+    assert betas[-1] == 1
+    half = rescaled(f64([0.9995]))[0].item()
+    assert half == pytest.approx(alpha[-2].item() / 2)  # falls linearly over the last step
+
+
+@pytest.mark.parametrize(
+    ("plain", "shifted"),
+    [
+        (Straight(), Straight(shift=3.0)),
+        (Cosine(), Cosine(shift=3.0)),
+        (Tabulated(), Tabulated(shift=3.0)),
+        (Tabulated(zero_terminal=True), Tabulated(zero_terminal=True, shift=3.0)),
+    ],
+    ids=["straight", "cosine", "table", "rescaled"],
+)
+def test_a_shift_multiplies_the_noise_and_keeps_the_family(plain, shifted):
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    (a, b), (c, d) = plain(t), shifted(t)
+    torch.testing.assert_close(d / c, 3 * b / a, rtol=1e-9, atol=0)
+    torch.testing.assert_close(log_snr(shifted, t), log_snr(plain, t) - 2 * math.log(3))
+    norm = c + d if plain.kind == "straight" else torch.sqrt(c**2 + d**2)
+    torch.testing.assert_close(norm, torch.ones_like(norm))
+    if plain.kind == "straight":  # Esser et al. 2024, eq 23
+        torch.testing.assert_close(d, 3 * t / (1 + 2 * t))
+
+
 def test_the_cosine_table_is_clipped_at_the_end_only():
     betas = Tabulated(rule="cosine", steps=1000).betas()
     assert betas[-1] == 0.999
@@ -109,7 +150,9 @@ def test_snr_falls_and_toward_zero_there_is_data(process):
     assert sigma / alpha < 0.05
 
 
-@pytest.mark.parametrize("name", ["vp", "cosine", "linear", "cosine_table"])
+@pytest.mark.parametrize(
+    "name", ["vp", "cosine", "linear", "cosine_table", "rescaled", "shifted_cosine"]
+)
 def test_variance_preserving_processes_preserve_variance(name):
     alpha, sigma = PROCESSES[name](times(PROCESSES[name]))
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(41).double(), rtol=1e-14, atol=0)

@@ -14,15 +14,21 @@ from ornstein.diffusion.denoiser import Denoiser
 from ornstein.diffusion.levels import expand, level_at, level_of_log_snr
 from ornstein.diffusion.oracle import gaussian
 from ornstein.diffusion.prediction import EDM, X0, Eps, Prediction, Score, V
-from ornstein.diffusion.process import VE, VP, Tabulated
+from ornstein.diffusion.process import VE, VP, Cosine, Straight, Tabulated
 from ornstein.noise import Noise
 from ornstein.objectives.base import Context
 from ornstein.objectives.denoising import (
     SNR,
+    VLB,
+    CosineTime,
     Denoising,
     Discrete,
+    EDMWeight,
+    LogitNormal,
     LogNormal,
+    MinSNR,
     Simple,
+    TruncatedSNR,
     UniformTime,
 )
 from ornstein.optim import Optim
@@ -116,6 +122,78 @@ def test_snr_weighting_is_one_loss_for_every_target(target, process):
     level, _, x = drawn(objective, PROCESSES[process], data, where)
     error = (x.tanh() - data.x).square().flatten(1).mean(1)
     torch.testing.assert_close(loss, (level.alpha / level.sigma) ** 2 * error, rtol=1e-6, atol=0)
+
+
+WEIGHTS = {
+    "min_snr": (MinSNR(gamma=5.0), lambda snr: snr.clamp(max=5)),
+    "truncated_snr": (TruncatedSNR(), lambda snr: snr.clamp(min=1)),
+    "edm": (EDMWeight(sigma_data=0.6), lambda snr: snr + 1 / 0.36),
+}
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize(("target", "process"), PAIRS)
+def test_a_weighting_is_one_loss_for_every_target(target, process, weight):
+    """Each is a function of SNR on the image's error, whatever the network predicts."""
+    data, where = batch(), context()
+    choice, of = WEIGHTS[weight]
+    objective = Denoising(weighting=choice, range=None)
+    loss = objective(Says(TARGETS[target], PROCESSES[process]), data, where).per_sample
+    level, _, x = drawn(objective, PROCESSES[process], data, where)
+    error = (x.tanh() - data.x).square().flatten(1).mean(1)
+    snr = (level.alpha / level.sigma) ** 2
+    torch.testing.assert_close(loss, of(snr) * error, rtol=1e-6, atol=0)
+
+
+def test_published_forms_of_the_weights():
+    """min-SNR for ε is min(1, γ/SNR); truncated SNR for ε max(1, 1/SNR); SNR + 1 is v's error."""
+    process, level = VP(), level_at(VP(), torch.linspace(0.05, 0.95, 10, dtype=torch.float64))
+    snr = (level.alpha / level.sigma) ** 2
+    close = torch.testing.assert_close
+    close(MinSNR(gamma=5.0)(Eps(), process, level), (5 / snr).clamp(max=1))
+    close(TruncatedSNR()(Eps(), process, level), (1 / snr).clamp(min=1))
+    close(EDMWeight(sigma_data=1.0)(V(), process, level), torch.ones_like(snr))
+    close(EDMWeight(sigma_data=0.5)(EDM(sigma_data=0.5), process, level), torch.ones_like(snr))
+
+
+@pytest.mark.parametrize("process", [VP(), Cosine(), Straight(), VE()], ids=lambda p: p.kind)
+def test_the_vlb_weight_is_the_slope_of_snr(process):
+    """−½ dSNR/dt by a central difference, on the image, for any target."""
+    t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+
+    def snr(t):
+        alpha, sigma = process(t)
+        return (alpha / sigma) ** 2
+
+    slope = (snr(t + 1e-6) - snr(t - 1e-6)) / 2e-6
+    torch.testing.assert_close(
+        VLB()(X0(), process, level_at(process, t)), -0.5 * slope, rtol=1e-6, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("process", [VP(), VE(sigma_max=20.0)], ids=lambda p: p.kind)
+def test_the_vlb_weighted_loss_is_the_bound_of_infinitely_many_steps(process):
+    """∫ −½ SNR'(t) E‖x̂0 − x0‖² dt = ½ ln (1 + s²SNR)(t_min) − ½ ln (1 + s²SNR)(1) for N(0, s²):
+    whatever path leads from one end to the other."""
+    variance, count = 0.49, 400_000
+    u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    level = UniformTime()(process, u)
+    snr = (level.alpha / level.sigma) ** 2
+    left = 1 / (1 / variance + snr)  # E‖x̂0 − x0‖² of the exact denoiser
+    ours = (VLB()(X0(), process, level) * left).mean().item() * (1 - process.smallest)
+    first, last = (level_at(process, t) for t in (process.smallest, 1.0))
+    expected = 0.5 * (
+        math.log1p(variance * (first.alpha / first.sigma) ** 2)
+        - math.log1p(variance * (last.alpha / last.sigma) ** 2)
+    )
+    assert ours == pytest.approx(expected, rel=1e-4)
+
+
+def test_no_weight_is_infinite_where_there_is_no_signal():
+    for choice in (Simple(), SNR(), MinSNR(), TruncatedSNR(), EDMWeight(), VLB()):
+        for process in (Cosine(), Straight(), Tabulated(zero_terminal=True)):
+            weight = choice(V(), process, level_at(process, f64([1.0, 0.5])))
+            assert torch.isfinite(weight).all()
 
 
 @pytest.mark.parametrize(("target", "process"), PAIRS)
@@ -267,6 +345,42 @@ class Gaussian:
         z = Noise.of(3, "data", ids).normal(0, (2,), torch.float64)
         x = MEAN + z @ torch.linalg.cholesky(COVARIANCE).T
         return Batch(x.float(), ids)
+
+
+def test_logit_normal_levels_are_log_normal_on_straight_paths():
+    """ln(t/(1 − t)) ~ N(mean, std²), and t/(1 − t) is σ/α there: two names for one law."""
+    u = f64([1e-3, 0.2, 0.5, 0.9, 1 - 1e-6])
+    law = LogitNormal(mean=0.3, std=1.2)
+    level = law(VP(), u)
+    torch.testing.assert_close(
+        torch.logit(torch.as_tensor(level.t)), 0.3 + 1.2 * torch.special.ndtri(u)
+    )
+    straight = law(Straight(), u)
+    for ours, other in zip(straight, LogNormal(mean=0.3, std=1.2)(Straight(), u), strict=True):
+        torch.testing.assert_close(ours, other)
+
+
+def test_cosine_levels_are_the_cosine_schedule_s_on_any_process():
+    """σ/α = tan(πu/2); under the cosine process itself, t = u; CosMap on straight paths."""
+    u = f64([0.01, 0.2, 0.5, 0.9, 0.99])
+    ratio = torch.tan(0.5 * math.pi * u)
+    for process in (Cosine(), Straight(), VE(sigma_max=80.0)):
+        level = CosineTime()(process, u)
+        torch.testing.assert_close(level.sigma / level.alpha, ratio)
+    torch.testing.assert_close(CosineTime()(Cosine(), u).t, u)
+    # arXiv:2403.03206, eq 20-21: t = 1 − 1/(tan(πu/2) + 1)
+    torch.testing.assert_close(CosineTime()(Straight(), u).t, 1 - 1 / (ratio + 1))
+    shifted = CosineTime(shift=4.0)(Straight(), u)
+    torch.testing.assert_close(shifted.sigma / shifted.alpha, 4 * ratio)
+
+
+@pytest.mark.parametrize("law", [LogitNormal(std=5.0), CosineTime()], ids=lambda law: law.kind)
+@pytest.mark.parametrize("process", PROCESSES)
+def test_no_level_lies_beyond_the_process(law, process):
+    u = f64([1e-12, 1e-6, 0.5, 1 - 1e-6, 1 - 1e-12])
+    t = torch.as_tensor(law(PROCESSES[process], u).t)
+    assert t.min() >= PROCESSES[process].smallest
+    assert t.max() <= 1
 
 
 @pytest.mark.parametrize("target", [X0(), Eps(), V(), EDM(sigma_data=0.8)], ids=lambda t: t.kind)

@@ -90,17 +90,22 @@ class Cosine(Choice):
 
     A. Nichol, P. Dhariwal 2021, "Improved denoising diffusion probabilistic models",
     arXiv:2102.09672, eq 17 without its offset; `Tabulated("cosine")` is the published table.
+    `shift` multiplies σ/α at every time: large images need more noise to be noisy, side/64 times
+    as much (E. Hoogeboom et al. 2023, "Simple diffusion", arXiv:2301.11093, eq 5).
     """
 
     kind: Literal["cosine"] = "cosine"
+    shift: float = Field(1.0, gt=0, le=1000)
     smallest: float = Field(1e-3, gt=0, lt=1)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # sin(π(1−t)/2) is cos(πt/2), and exactly 0 at t = 1.
-        return torch.sin(0.5 * math.pi * (1 - t)), torch.sin(0.5 * math.pi * t)
+        alpha, sigma = torch.sin(0.5 * math.pi * (1 - t)), torch.sin(0.5 * math.pi * t)
+        norm = torch.sqrt(alpha**2 + (self.shift * sigma) ** 2)
+        return alpha / norm, self.shift * sigma / norm
 
     def time(self, log_snr: Tensor) -> Tensor:
-        return torch.atan(torch.exp(-0.5 * log_snr)) * (2 / math.pi)
+        return torch.atan(torch.exp(-0.5 * log_snr) / self.shift) * (2 / math.pi)
 
 
 class VE(Choice):
@@ -140,17 +145,21 @@ class Straight(Choice):
     """Straight paths, α = 1 − t, σ = t: flow matching and rectified flow.
 
     Y. Lipman et al. 2023, "Flow matching for generative modeling", arXiv:2210.02747;
-    X. Liu et al. 2023, "Flow straight and fast", arXiv:2209.03003.
+    X. Liu et al. 2023, "Flow straight and fast", arXiv:2209.03003. `shift` multiplies σ/α at every
+    time, t ↦ shift·t/(1 + (shift − 1) t), as larger images ask for (P. Esser et al. 2024, "Scaling
+    rectified flow transformers", arXiv:2403.03206, eq 23).
     """
 
     kind: Literal["straight"] = "straight"
+    shift: float = Field(1.0, gt=0, le=1000)
     smallest: float = Field(1e-3, gt=0, lt=1)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return 1 - t, t
+        norm = 1 + (self.shift - 1) * t
+        return (1 - t) / norm, self.shift * t / norm
 
     def time(self, log_snr: Tensor) -> Tensor:
-        return torch.sigmoid(-0.5 * log_snr)
+        return torch.sigmoid(-0.5 * log_snr - math.log(self.shift))
 
 
 class Tabulated(Choice):
@@ -160,6 +169,11 @@ class Tabulated(Choice):
     and 0.02 for T = 1000). `cosine`: notes eq 34, f(t) = cos²((t/T + s)/(1 + s)·π/2)
     with s = 0.008, β_t = min(1 − ᾱ_t/ᾱ_{t−1}, 0.999) (arXiv:2102.09672, eq 17).
     Between rows log-SNR is linear in t, and beyond the first row it goes on at the first slope.
+
+    `zero_terminal` shifts and scales √ᾱ so that the last row is pure noise and the first is as it
+    was (S. Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed",
+    arXiv:2305.08891, algorithm 1); over the last step α then falls linearly. `shift` multiplies
+    σ/α in every row (arXiv:2301.11093, eq 5).
     """
 
     kind: Literal["tabulated"] = "tabulated"
@@ -167,13 +181,22 @@ class Tabulated(Choice):
     steps: int = Field(1000, ge=2, le=100_000)
     beta_first: float = Field(1e-4, gt=0, lt=1, description="of the linear rule")
     beta_last: float = Field(0.02, gt=0, lt=1, description="of the linear rule")
+    zero_terminal: bool = Field(False, description="rescale to an SNR of 0 in the last row")
+    shift: float = Field(1.0, gt=0, le=1000)
 
     @property
     def smallest(self) -> float:
         return 1 / self.steps
 
     def betas(self) -> Tensor:
-        """β_1 ... β_T, float64 [T]."""
+        """β_1 ... β_T, float64 [T], after rescaling and shift."""
+        if not self.zero_terminal and self.shift == 1:
+            return self.rule_betas()
+        alpha_bar = torch.sigmoid(_table(self, "cpu")[1])
+        return 1 - alpha_bar / torch.cat((torch.ones(1, dtype=torch.float64), alpha_bar[:-1]))
+
+    def rule_betas(self) -> Tensor:
+        """β_1 ... β_T as the rule says, float64 [T]."""
         if self.rule == "linear":
             ends = self.beta_first, self.beta_last
             return torch.linspace(*ends, self.steps, dtype=torch.float64)
@@ -185,13 +208,25 @@ class Tabulated(Choice):
         times, values = _table(self, str(t.device))
         row = torch.searchsorted(times, t.detach().contiguous()).clamp(1, self.steps - 1)
         share = (t - times[row - 1]) / (times[row] - times[row - 1])
-        log_snr = values[row - 1] + share * (values[row] - values[row - 1])
-        return torch.sqrt(torch.sigmoid(log_snr)), torch.sqrt(torch.sigmoid(-log_snr))
+        first, last = values[row - 1], values[row]
+        ends = torch.isneginf(last)  # log-SNR is not linear on the way to pure noise
+        log_snr = first + share * torch.where(ends, 0.0, last - first)
+        alpha, sigma = torch.sqrt(torch.sigmoid(log_snr)), torch.sqrt(torch.sigmoid(-log_snr))
+        if not self.zero_terminal:
+            return alpha, sigma
+        falling = alpha * (1 - share.clamp(min=0))
+        return (
+            torch.where(ends, falling, alpha),
+            torch.where(ends, torch.sqrt(1 - falling**2), sigma),
+        )
 
     def time(self, log_snr: Tensor) -> Tensor:
         times, values = _table(self, str(log_snr.device))
         row = torch.searchsorted(-values, -log_snr.contiguous()).clamp(1, self.steps - 1)
         share = (log_snr - values[row - 1]) / (values[row] - values[row - 1])
+        if self.zero_terminal:
+            falling = torch.sqrt(torch.sigmoid(log_snr) / torch.sigmoid(values[row - 1]))
+            share = torch.where(torch.isneginf(values[row]), 1 - falling, share)
         return times[row - 1] + share * (times[row] - times[row - 1])
 
 
@@ -244,7 +279,10 @@ def _time_of_log_alpha(log_alpha: Tensor, beta_min: float, beta_max: float) -> T
 @lru_cache(maxsize=32)
 def _table(process: Tabulated, device: str) -> tuple[Tensor, Tensor]:
     """Times i/T and log-SNR of the rows of a table, float64 [T]."""
-    log_alpha_bar = torch.cumsum(torch.log1p(-process.betas()), dim=0)
-    values = log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
+    log_alpha_bar = torch.cumsum(torch.log1p(-process.rule_betas()), dim=0)
+    if process.zero_terminal:
+        root = torch.exp(0.5 * log_alpha_bar)
+        log_alpha_bar = 2 * torch.log((root - root[-1]) * (root[0] / (root[0] - root[-1])))
+    values = log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar)) - 2 * math.log(process.shift)
     times = torch.arange(1, process.steps + 1, dtype=torch.float64) / process.steps
     return times.to(device), values.to(device)

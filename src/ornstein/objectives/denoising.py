@@ -10,14 +10,15 @@ eq 30). Any weighting means the same for every target, because in the plane
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from ornstein.choice import Choice, Load
 from ornstein.diffusion.levels import Level, expand, level_at, level_of_log_snr
 from ornstein.diffusion.prediction import Prediction, PredictionTarget
-from ornstein.diffusion.process import NoisingProcess
+from ornstein.diffusion.process import NoisingProcess, rates
 from ornstein.lazy import torch
 from ornstein.objectives.base import Context, Loss
 
@@ -68,7 +69,49 @@ class LogNormal(Choice):
         return level_of_log_snr(process, -2 * log_sigma)
 
 
-Levels = Annotated[UniformTime | Discrete | LogNormal, Field(discriminator="kind")]
+class LogitNormal(Choice):
+    """ln(t/(1 − t)) normal: mostly the middle times, where flows are hardest to tell.
+
+    On straight paths it is `LogNormal` with the same numbers. P. Esser et al. 2024, "Scaling
+    rectified flow transformers", arXiv:2403.03206, eq 19 (m, s).
+    """
+
+    kind: Literal["logit_normal"] = "logit_normal"
+    mean: float = 0.0
+    std: float = Field(1.0, gt=0)
+
+    def __call__(self, process: NoisingProcess, u: Tensor) -> Level:
+        t = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+        return level_at(process, t.clamp(min=process.smallest))
+
+
+class CosineTime(Choice):
+    """σ/α = shift · tan(πu/2): the levels of the cosine schedule, whatever the process is, within
+    the levels that it has.
+
+    D. Kingma, R. Gao 2023, "Understanding diffusion objectives as the ELBO", arXiv:2303.00848,
+    table 1; on straight paths it is the mode law CosMap of arXiv:2403.03206, eq 21.
+    """
+
+    kind: Literal["cosine"] = "cosine"
+    shift: float = Field(1.0, gt=0, le=1000)
+
+    def __call__(self, process: NoisingProcess, u: Tensor) -> Level:
+        log_snr = -2 * torch.log(self.shift * torch.tan(0.5 * math.pi * u))
+        return level_at(process, process.time(log_snr).clamp(process.smallest, 1.0))
+
+
+Levels = Annotated[
+    UniformTime | Discrete | LogNormal | LogitNormal | CosineTime, Field(discriminator="kind")
+]
+
+
+class Weighting(Protocol):
+    """w of ‖f̂ − f‖² at each level, [B] or [], for a target of a process."""
+
+    def __call__(
+        self, target: PredictionTarget, process: NoisingProcess, level: Level
+    ) -> Tensor: ...
 
 
 class Simple(Choice):
@@ -87,11 +130,93 @@ class SNR(Choice):
     kind: Literal["snr"] = "snr"
 
     def __call__(self, target: PredictionTarget, process: NoisingProcess, level: Level) -> Tensor:
-        p, q = target(process, level)
-        return torch.as_tensor((level.alpha / (level.alpha * q - level.sigma * p)) ** 2)
+        return _on_image(_snr(level), target, process, level)
 
 
-Weighting = Annotated[Simple | SNR, Field(discriminator="kind")]
+class MinSNR(Choice):
+    """min(SNR, γ) · ‖x̂0 − x0‖²: levels with almost no noise do not rule the gradient.
+
+    T. Hang et al. 2023, "Efficient diffusion training via min-SNR weighting", arXiv:2303.09556.
+    """
+
+    kind: Literal["min_snr"] = "min_snr"
+    gamma: float = Field(5.0, gt=0)
+
+    def __call__(self, target: PredictionTarget, process: NoisingProcess, level: Level) -> Tensor:
+        return _on_image(_snr(level).clamp(max=self.gamma), target, process, level)
+
+
+class TruncatedSNR(Choice):
+    """max(SNR, 1) · ‖x̂0 − x0‖²: levels of almost pure noise still count.
+
+    T. Salimans, J. Ho 2022, "Progressive distillation", arXiv:2202.00512, §4.
+    """
+
+    kind: Literal["truncated_snr"] = "truncated_snr"
+
+    def __call__(self, target: PredictionTarget, process: NoisingProcess, level: Level) -> Tensor:
+        return _on_image(_snr(level).clamp(min=1), target, process, level)
+
+
+class EDMWeight(Choice):
+    """(SNR + 1/σ_d²) · ‖x̂0 − x0‖²: the loss has the same size at every level at the start.
+
+    T. Karras et al. 2022, arXiv:2206.00364, table 1: λ = (σ² + σ_d²)/(σ σ_d)². For the target EDM
+    it is `simple`, with the σ_d that the target has.
+    """
+
+    kind: Literal["edm"] = "edm"
+    sigma_data: float = Field(0.5, gt=0)
+
+    def __call__(self, target: PredictionTarget, process: NoisingProcess, level: Level) -> Tensor:
+        return _on_image(_snr(level) + self.sigma_data**-2, target, process, level)
+
+
+class VLB(Choice):
+    """−½ dSNR/dt · ‖x̂0 − x0‖²: with uniform t, the bound Σ L_t of infinitely many steps.
+
+    In nats, per dimension. D. Kingma et al. 2021, "Variational diffusion models",
+    arXiv:2107.00630, eq 17; it depends on the ends of the process only, not on the path.
+    """
+
+    kind: Literal["vlb"] = "vlb"
+
+    def __call__(self, target: PredictionTarget, process: NoisingProcess, level: Level) -> Tensor:
+        t, alpha, sigma = (torch.as_tensor(c, dtype=torch.float64) for c in level)
+        alpha_dot, sigma_dot = rates(process, t)
+        falling = alpha * (alpha * sigma_dot - alpha_dot * sigma) / sigma**3  # −½ dSNR/dt
+        return _on_image(falling, target, process, level)
+
+
+def _snr(level: Level) -> Tensor:
+    return torch.as_tensor((level.alpha / level.sigma) ** 2)
+
+
+def _on_image(
+    weight: Tensor, target: PredictionTarget, process: NoisingProcess, level: Level
+) -> Tensor:
+    """The weight of the target's error that is `weight` on the image's.
+
+    ‖f̂ − f‖² = ((αq − σp)/σ)² ‖x̂0 − x0‖².
+    """
+    p, q = target(process, level)
+    return weight * torch.as_tensor(level.sigma / (level.alpha * q - level.sigma * p)) ** 2
+
+
+Weight = Annotated[
+    Simple | SNR | MinSNR | TruncatedSNR | EDMWeight | VLB, Field(discriminator="kind")
+]
+Range = tuple[float, float] | None
+
+
+def rising(limits: Range) -> Range:
+    """A range of data as an objective may declare it. Raises: ValueError where it falls."""
+    if limits is not None and not -1e3 <= limits[0] < limits[1] <= 1e3:
+        raise ValueError(f"range must rise, within -1000 to 1000; got {list(limits)}")
+    return limits
+
+
+DataRange = Annotated[Range, AfterValidator(rising)]
 
 
 class Denoising(Choice):
@@ -103,15 +228,8 @@ class Denoising(Choice):
 
     kind: Literal["denoising"] = "denoising"
     levels: Levels = UniformTime()
-    weighting: Weighting = Simple()
-    range: tuple[float, float] | None = (-1.0, 1.0)
-
-    @field_validator("range")
-    @classmethod
-    def _rises(cls, limits: tuple[float, float] | None) -> tuple[float, float] | None:
-        if limits is not None and not -1e3 <= limits[0] < limits[1] <= 1e3:
-            raise ValueError(f"range must rise, within -1000 to 1000; got {list(limits)}")
-        return limits
+    weighting: Weight = Simple()
+    range: DataRange = (-1.0, 1.0)
 
     def build(self, model: Denoiser, info: DataInfo, load: Load) -> Denoising:
         return self
