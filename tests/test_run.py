@@ -16,8 +16,10 @@ from ornstein import run as run_module
 from ornstein.choice import RunRef
 from ornstein.data.info import DataInfo
 from ornstein.data.sources import Arrays, Digits, Toy
+from ornstein.diffusion.grid import Trailing
 from ornstein.diffusion.model import Diffusion
 from ornstein.diffusion.sampling import Sampling
+from ornstein.diffusion.steps import Ancestral
 from ornstein.drift import changes, refused
 from ornstein.errors import (
     CheckpointError,
@@ -26,11 +28,13 @@ from ornstein.errors import (
     NumericsError,
     StorageError,
 )
+from ornstein.nats import Nats
 from ornstein.nn.networks import MLP, UNet
 from ornstein.objectives.denoising import Denoising
 from ornstein.optim import HalfLife, Optim, Power
 from ornstein.recipe import Recipe
 from ornstein.run import Run, loader, pinner
+from ornstein.scores import read
 from ornstein.settings import flatten, resolve
 from ornstein.training import Event
 from tests.contracts import families
@@ -191,6 +195,8 @@ REFUSED = {
     "model.target.kind": "v",
     "model.network.width": 16,
     "model.process.beta_max": 10.0,
+    "augment.flip": True,
+    "augment.crop": 1,
     "data.held_out": 0.2,
 }
 
@@ -573,6 +579,30 @@ def test_new_weights_are_noticed(tmp_path):
 # --- references to other runs -------------------------------------------------------------------
 
 
+def test_a_run_is_still_while_another_process_trains_it(tmp_path):
+    """What is drawn and said within `still` is of one checkpoint, pruned or not."""
+    run = Run.create(with_optim(samples=40), tmp_path, "run")
+    trained(run)
+    reader = Run.open(run.path)
+    with reader.still():
+        before = (reader.samples, reader.weights(), reader.generate(3).tolist())
+        for samples in (60, 80, 100):
+            trained(Run.create(with_optim(samples=samples), tmp_path, "run"))
+        assert not (run.path / "ckpt" / "step-00000002").exists()
+        with reader.still():
+            assert (reader.samples, reader.weights(), reader.generate(3).tolist()) == before
+        assert reader.samples == 40
+        with pytest.raises(CheckpointError, match="has been replaced by a newer checkpoint"):
+            reader.generate(3, average="none")
+    assert reader.samples == 100
+    assert reader.weights() != before[1]
+    with (
+        pytest.raises(CheckpointError, match="no checkpoint yet"),
+        Run.create(with_optim(samples=20), tmp_path, "new").still(),
+    ):
+        pass
+
+
 def test_a_reference_is_pinned_to_path_and_content(moons, tmp_path, monkeypatch):
     monkeypatch.chdir(moons.path.parent)
     filled = pinner(Recipe)(RunRef(path="moons", average="none"))
@@ -668,35 +698,81 @@ def test_previews_take_no_more_than_their_share(cost, step, monkeypatch):
 def test_scores_are_added_to_the_file(moons, tmp_path):
     run = copied(moons, tmp_path)
     first = run.scores(8, seed=1)
-    second = run.scores(9, seed=2, generation=Sampling(steps=2), average="none")
-    stored = json.loads((run.path / "scores.json").read_bytes())
-    assert [entry["generated"] for entry in stored] == [8, 9]
-    assert [entry["value"] for entry in stored] == [first.value, second.value]
-    assert [entry["average"] for entry in stored] == ["average-half-life-60", "model"]
-    assert [entry["generation"]["steps"] for entry in stored] == [3, 2]
-    assert all(entry["samples_trained"] == 100 for entry in stored)
-    assert all(entry["fingerprint"] == run.info.fingerprint for entry in stored)
+    other = {"generation": Sampling(steps=2), "average": "none", "split": "held_out"}
+    second = run.scores(9, seed=2, extractor="pixels", **other)
+    assert read(run.path / "scores.json") == [first, second]
+    assert [s.protocol.generated for s in (first, second)] == [8, 9]
+    assert [s.protocol.split for s in (first, second)] == ["train", "held_out"]
+    assert [s.made.average for s in (first, second)] == ["average-half-life-60", "model"]
+    assert [s.made.weights for s in (first, second)] == [run.weights(), run.weights("none")]
+    assert [s.made.generation["steps"] for s in (first, second)] == [3, 2]
+    assert [s.made.evaluations for s in (first, second)] == [3, 2]
+    for s in (first, second):
+        assert s.made.samples_trained == 100
+        assert s.protocol.data == run.info.fingerprint
+        assert Sampling.model_validate(s.made.generation).steps == s.made.evaluations
+    # The same run scores the same again, from the record alone.
+    again = run.scores(
+        second.protocol.generated,
+        second.protocol.seed,
+        generation=Sampling.model_validate(second.made.generation),
+        average="none",
+        split=second.protocol.split,
+    )
+    assert again == second
+
+
+def test_scores_with_an_extractor_that_does_not_fit_are_refused(moons, tmp_path):
+    run = copied(moons, tmp_path)
+    for extractor, words in (
+        ("classifier", "labelled images of two classes"),
+        ("clasifier", "did you mean 'classifier'"),
+        ("none.safetensors", "cannot be read"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            run.scores(8, extractor=extractor)
+    with pytest.raises(ConfigError, match="at least 2 samples, got 1"):
+        run.scores(1)
+    with pytest.raises(ConfigError, match="no split 'test'"):
+        run.scores(8, split="test")
+    assert not (run.path / "scores.json").exists()
 
 
 def test_a_likelihood_is_refused_in_a_sentence(moons):
-    with pytest.raises(ConfigError, match="objective 'denoising' offer no likelihood"):
+    with pytest.raises(ConfigError, match="'multistep' give no bound .* step=ancestral"):
         moons.likelihood(np.zeros((1, 2), np.float32))
+    with pytest.raises(ConfigError, match=r"samples \[n, 2\] in native values"):
+        moons.likelihood(np.zeros((1, 3), np.float32))
 
 
-class Standard(families.NextValue):
+def test_a_bound_is_the_sum_of_its_parts_and_does_not_depend_on_batches(moons):
+    x = moons.dataset.x[:7]
+    how = Sampling(step=Ancestral(), grid=Trailing(), steps=6)
+    nats = moons.nats(x, 3, generation=how)
+    assert set(nats.parts) == {"L_T", "L_t", "L_0", "scale"}  # vectors, standardised
+    assert not nats.exact
+    whole = moons.likelihood(x, 3, generation=how)
+    np.testing.assert_allclose(whole, sum(part.numpy() for part in nats.parts.values()), rtol=1e-12)
+    small = moons.likelihood(x, 3, generation=how, batch=2)
+    np.testing.assert_allclose(whole, small, rtol=1e-4, atol=1e-4)
+    assert not np.allclose(whole, moons.likelihood(x, 4, generation=how), atol=1e-3)
+
+
+class Standard:
     """The standard normal at the model's scale."""
 
-    kind: str = "standard"
+    no_law = None
 
-    def likelihood(self, model, x, scale, noise):
+    def likelihood(self, model, info, x, noise):
         nats = (0.5 * x.square() + 0.5 * np.log(2 * np.pi)).flatten(1).sum(1)
-        return nats - x[0].numel() * np.log(scale)
+        return Nats({"standard": nats}, exact=True)
 
 
 def test_a_density_is_per_native_value(tmp_path):
     """p(native) = p(scaled) |d scaled / d native|: −log p(x) integrates to 1 over native values."""
     run = bare((0.0, 255.0), None)
-    run.recipe = run.recipe.model_copy(update={"objective": Standard(range=(-8.0, 8.0))})
+    objective = run.recipe.objective.model_copy(update={"range": (-8.0, 8.0)})
+    run.recipe = run.recipe.model_copy(update={"objective": objective, "generation": Standard()})
     run.learner = lambda average="": type("L", (), {"objective": run.recipe.objective, "model": 0})
     x = np.linspace(0, 255, 2001, dtype=np.float32)[:, None]
     density = np.exp(-run.likelihood(x))

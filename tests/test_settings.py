@@ -470,7 +470,7 @@ def test_a_base_may_be_a_plain_tree():
         ("a: &x 1\nb: *x\n", ", line 1: aliases and anchors (*, &) are not read"),
         ("a: !!python/object:os.system x", ": the tag 'tag:yaml.org,2002:python/object:os"),
         ("- 1\n", " must hold lines of KEY: VALUE, got [1]"),
-        ("", " must hold lines of KEY: VALUE, got null"),
+        ("", " must hold lines of KEY: VALUE, got nothing"),
         ("a: 1\n---\nb: 2\n", ", line 2: a second document begins; keep one"),
         ("? [a]\n: 1", ", line 1: a key must be a name"),
         ("'': 1", ": a key must be a name"),

@@ -9,7 +9,11 @@ from typing import Any
 _HOME = {
     "ornstein.choice": ("Choice", "RunRef"),
     "ornstein.data.info": ("Batch", "DataInfo", "Dataset"),
-    "ornstein.data.sources": ("Arrays", "Digits", "Folder", "Toy", "recognise"),
+    "ornstein.data.augment": ("Augment",),
+    "ornstein.data.sources": (
+        *("Arrays", "Digits", "Folder", "Parquet", "Shapes", "Toy", "recognise"),
+    ),
+    "ornstein.diffusion.bound": ("bound",),
     "ornstein.diffusion.denoiser": ("Denoiser", "bind"),
     "ornstein.diffusion.grid": ("Explicit", "Karras", "Leading", "LogSNR", "Trailing", "Uniform"),
     "ornstein.diffusion.levels": ("CLEAN", "Level", "level_at", "level_of_log_snr"),
@@ -17,7 +21,7 @@ _HOME = {
     "ornstein.diffusion.oracle": ("Finite", "Mixture", "gaussian"),
     "ornstein.diffusion.prediction": (
         *("EDM", "Eps", "Prediction", "Score", "V", "Velocity", "X0"),
-        *("Denoise", "mix", "resolve"),
+        *("Denoise", "clipped", "mix", "resolve"),
     ),
     "ornstein.diffusion.process": (
         *("VE", "VP", "Cosine", "Straight", "SubVP", "Tabulated"),
@@ -26,13 +30,16 @@ _HOME = {
     "ornstein.diffusion.sampling": ("Sampling",),
     "ornstein.diffusion.steps": (*("Ancestral", "Heun", "Jump", "Multistep", "Renoise", "sample"),),
     "ornstein.errors": ("ConfigError", "DataError", "OrnsteinError"),
+    "ornstein.nats": ("Likelihood", "Nats", "bits_per_dim"),
     "ornstein.nn.cond": ("Cond",),
     "ornstein.nn.networks": ("MLP", "UNet"),
     "ornstein.noise": ("Noise",),
     "ornstein.objectives.base": ("Context", "Loss"),
     "ornstein.objectives.denoising": (
-        *("SNR", "Denoising", "Discrete", "LogNormal", "Simple", "UniformTime"),
+        *("SNR", "VLB", "EDMWeight", "MinSNR", "Simple", "TruncatedSNR"),
+        *("CosineTime", "Denoising", "Discrete", "LogNormal", "LogitNormal", "UniformTime"),
     ),
+    "ornstein.objectives.variational": ("Hybrid", "Variational"),
     "ornstein.optim": ("HalfLife", "Optim", "Power"),
     "ornstein.recipe": ("Recipe", "named"),
     "ornstein.run": ("Run",),

@@ -179,10 +179,10 @@ def load_weights(checkpoint: Checkpoint, name: str, module: torch.nn.Module) -> 
     try:
         module.load_state_dict(checkpoint.tensors(name))
     except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
+        first = str(error).splitlines()[-1].strip().rstrip(".")
         raise CheckpointError(
             f"the weights in {checkpoint.folder} do not fit this model ({first}); "
-            "its recipe has changed since they were saved"
+            "its recipe has changed since they were saved: put the old recipe.yaml back"
         ) from error
 
 

@@ -38,7 +38,9 @@ class RunRef(Choice):
 
     path: str
     average: str = Field("", description="which average of the weights; empty: the first")
-    weights: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="SHA-256; empty: not pinned")
+    weights: str = Field(
+        "", pattern=r"^([0-9a-f]{64})?$", description="a SHA-256, or empty where not pinned"
+    )
 
 
 Load = Callable[[RunRef], Any]

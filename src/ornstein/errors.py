@@ -53,14 +53,16 @@ class OutOfMemory(OrnsteinError):
 
 def like(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known word most like `word`, if one is."""
-    close = difflib.get_close_matches(word[:99], list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    names = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word[:99].lower(), names, n=1)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known word most like `word`, or the list of known words."""
     names = sorted(known)
-    return like(word, names) or (f"; known: {', '.join(names)}" if names else "")
+    listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return like(word, names) or (f"; known: {listed}" if names else "")
 
 
 def clip(text: str, size: int = 60) -> str:
@@ -69,11 +71,17 @@ def clip(text: str, size: int = 60) -> str:
 
 
 def quote(text: str) -> str:
-    """What a user wrote, as a message shows it."""
-    return clip(repr(str(text)))
+    """What a user wrote, as a message shows it: on one line, in quotes, at most 60 characters."""
+    shown = repr(str(text))
+    return shown if len(shown) <= 60 else f"{shown[:58]}…{shown[0]}"
+
+
+def printable(text: str) -> str:
+    """Text without characters that a terminal or a table would obey, such as a stranger's name."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def fail(problem: str, *more: str) -> NoReturn:
     """Raise ConfigError with the first problem on one line, and how many more there are."""
-    line = clip("".join(c if c.isprintable() else " " for c in problem), 360)
+    line = clip(printable(problem), 360)
     raise ConfigError(f"{line} (and {len(more)} more)" if more else line) from None

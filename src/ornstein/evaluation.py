@@ -1,109 +1,150 @@
-"""One honest number, with everything one needs to believe it.
+"""Honest numbers, with everything one needs to believe them.
 
-The reference is the training split. Beside the Fréchet distance of the generated samples stand
-three others in the same units, without which it says little:
+Generated samples are measured against a split of the data, the training split unless the held-out
+one is asked for. Beside them stand other samples, measured by the same rule, without which the
+numbers say little:
 
-    halves      two random halves of the training split: about what perfect samples score
-    held-out    the held-out split: what new real data score
-    gaussian    one Gaussian fitted to the pixels: what no model should fail to beat
+    halves      two random halves of the reference: about what perfect samples score
+    held_out    the held-out split (or train, against that): what other real data score
+    gaussian    one Gaussian fitted to the values: what no model should fail to beat
 
 and the fraction of samples that are copies of training data, which a distance alone rewards.
+
+Fréchet and kernel distance look at all of the reference. Precision, recall, density and coverage
+look at as many real samples, drawn at random, as there are generated ones (fewer of these if the
+real ones are fewer): they depend on both counts, and say little where these differ.
+
+What is costly about real data, features and the mean of the kernel, is kept in the cache.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from ornstein.choice import Choice
 from ornstein.data.info import Dataset
 from ornstein.errors import ConfigError
-from ornstein.features import Classifier, Extractor
-from ornstein.metrics import (
-    frechet_bootstrap,
-    frechet_distance,
-    memorisation,
-    memorisation_threshold,
-    moments,
-)
+from ornstein.features.base import Extractor
+from ornstein.features.stored import Stored, kept
+from ornstein.metrics.classes import entropy, inception_score
+from ornstein.metrics.estimate import estimate, rows
+from ornstein.metrics.frechet import Gaussian, fit, frechet
+from ornstein.metrics.kernel import kernel_distance, mean_kernel
+from ornstein.metrics.memorisation import memorisation, memorisation_threshold
+from ornstein.metrics.neighbours import NEIGHBOURS, manifold
+from ornstein.nats import Nats, bits_per_dim
 from ornstein.noise import Noise, permutation
+from ornstein.scores import (
+    METRICS,
+    Baseline,
+    Bound,
+    Classes,
+    Comparison,
+    Estimate,
+    Made,
+    Metric,
+    Protocol,
+    Scores,
+    Split,
+)
 
-GAUSSIAN_SAMPLES = 1000
+GAUSSIAN_SAMPLES = 1000  # at most
 _FITTED = 4096  # training images that the one Gaussian is fitted to, at most
+_WORDS = {"train": "training", "held_out": "held-out"}
 
 
-class Scores(Choice):
-    """What generated samples score, and what that is measured against; JSON by `model_dump_json`.
+class Real(NamedTuple):
+    """Real samples to measure by: features float64 [M, D] in random order, the Gaussian fitted to
+    them and their `mean_kernel`."""
 
-    Never called FID: that name belongs to one network, which is not used here.
-    """
-
-    name: Literal["Fréchet distance"] = "Fréchet distance"
-    value: float = Field(description="squared Fréchet distance to the training split; 0 is best")
-    low: float = Field(description="lower end of the 95 % bootstrap interval")
-    high: float = Field(description="upper end of the 95 % bootstrap interval")
-    extractor: str = Field(description="whose features; scores compare only within one")
-    accuracy: float | None = Field(description="held-out accuracy of the extractor's classifier")
-    generated: int = Field(description="generated samples; scores compare only at equal counts")
-    reference: int = Field(description="samples of the training split")
-    fingerprint: str = Field(description="SHA-256 of the data")
-    halves: float = Field(description="distance of two random halves of the training split")
-    held_out: float | None = Field(description="distance of the held-out split, if there is one")
-    held_out_count: int = Field(description="samples held out; few ones score higher")
-    gaussian: float = Field(description="distance of 1,000 samples of one pixel-space Gaussian")
-    memorised: float = Field(description="fraction as near to training data as 1 % of unseen data")
-    threshold: float = Field(description="that distance: root mean square, native units")
-    classes: tuple[int, ...] | None = Field(description="samples taken for each class")
-    entropy: float | None = Field(description="of that histogram, nats; log K if all are equal")
-    confidence: float | None = Field(description="mean probability of the most likely class")
-    seed: int = Field(description="of halves, Gaussian and bootstrap")
+    features: Tensor
+    gaussian: Gaussian
+    kernel: float
 
 
 class Reference(NamedTuple):
-    """What does not depend on the generated samples: made once, used for every score."""
+    """What does not depend on the generated samples: made once, used for every score.
 
-    features: Tensor
-    halves: float
-    held_out: float | None
-    gaussian: float
-    threshold: float
-    extractor: str
-    seed: int
-
-
-def reference_for(dataset: Dataset, extractor: Extractor, seed: int = 0) -> Reference:
-    """The features of the training split, float64 [N, D], and the scores of real data.
-
-    ConfigError for fewer than four training samples: a half needs a covariance.
+    protocol: what these scores will say of how they were made.
     """
-    train, held_out = dataset.x[dataset.train], dataset.x[dataset.held_out]
-    if len(train) < 4:
+
+    real: Real
+    protocol: Protocol
+    baselines: dict[Baseline, Comparison]
+
+
+def reference_for(
+    dataset: Dataset,
+    extractor: Extractor,
+    seed: int = 0,
+    *,
+    count: int = 1000,
+    split: Split = "train",
+    cache: Path | None = None,
+) -> Reference:
+    """The reference for scores of `count` generated samples, with what stands beside them.
+
+    cache: a folder where what is costly about real data is kept; without one nothing is.
+    ConfigError for a split with fewer than four samples (a half needs a covariance), StorageError
+    if the cache cannot be written.
+    """
+    splits: dict[Split, np.ndarray] = {"train": dataset.train, "held_out": dataset.held_out}
+    if split not in splits:
+        raise ConfigError(f"there is no split {split!r}; write train or held_out")
+    other: Split = "held_out" if split == "train" else "train"
+    ids, more = splits[split], splits[other]
+    if len(ids) < 4:
         raise ConfigError(
-            f"scores need at least 4 training samples; {dataset.info.name} has {len(train)}"
+            f"scores need at least 4 {_WORDS[split]} samples; {dataset.info.name} has {len(ids)}"
+            + ("" if split == "train" else ": write --split train")
         )
-    features = extractor.features(train)
-    mean, cov = moments(features)
-    order = permutation(seed, "score/halves", 0, len(features))
+    of = {"real": _sha256(dataset, ids)}
+    seen = _features(extractor, of, cache, lambda: dataset.x[ids])
+    features = seen[permutation(seed, "score/halves", 0, len(seen))]
+    real = Real(features, fit(features), _kernel(extractor, of, cache, seen))
     half = len(features) // 2
-    first, second = moments(features[order[:half]]), moments(features[order[half:]])
-    unseen = None
-    if len(held_out) >= 2:
-        unseen = frechet_distance(*moments(extractor.features(held_out)), mean, cov)
-    drawn = extractor.features(gaussian_samples(dataset, GAUSSIAN_SAMPLES, seed))
-    return Reference(
-        features=features,
-        halves=frechet_distance(*first, *second),
-        held_out=unseen,
-        gaussian=frechet_distance(*moments(drawn), mean, cov),
-        threshold=memorisation_threshold(train, held_out),
+    second = features[half : 2 * half]
+    sets: dict[Baseline, tuple[Tensor, Real]] = {
+        "halves": (features[:half], Real(second, fit(second), mean_kernel(second)))
+    }
+    if len(more) >= 2:
+        of = {"real": _sha256(dataset, more)}
+        unseen = _features(extractor, of, cache, lambda: dataset.x[more])
+        sets[other] = unseen[permutation(seed, "score/other", 0, len(unseen))], real
+    drawn = min(count, GAUSSIAN_SAMPLES)
+    of = {"gaussian": f"{drawn}, seed {seed}, of {_sha256(dataset, dataset.train)}"}
+    fitted = _features(extractor, of, cache, lambda: gaussian_samples(dataset, drawn, seed))
+    sets["gaussian"] = fitted, real
+    baselines = {
+        name: Comparison(
+            count=len(given),
+            values={k: v.value for k, v in _measured(given, by, extractor, count).items()},
+        )
+        for name, (given, by) in sets.items()
+    }
+    protocol = Protocol(
         extractor=extractor.name,
+        weights=extractor.weights,
+        accuracy=extractor.accuracy,
+        names=_names(extractor),
+        generated=count,
+        reference=len(features),
+        split=split,
+        data=dataset.info.fingerprint,
+        sha256=_sha256(dataset, ids),
+        neighbours=NEIGHBOURS,
+        compared=min(count, len(features)),
+        threshold=memorisation_threshold(dataset.x[dataset.train], dataset.x[dataset.held_out]),
         seed=seed,
     )
+    return Reference(real, protocol, baselines)
 
 
 def score(
@@ -112,53 +153,140 @@ def score(
     extractor: Extractor,
     seed: int = 0,
     reference: Reference | None = None,
+    *,
+    split: Split = "train",
+    cache: Path | None = None,
+    made: Made | None = None,
 ) -> Scores:
-    """Measure generated `samples` [N, *shape], in the data's native values, N ≥ 2.
+    """Measure generated `samples` [N, *shape], in the data's native values, N at least 2.
 
-    `reference` is what `reference_for(dataset, extractor, seed)` returned, to save its seconds
-    when more than one set of samples is scored. A pure function of its arguments.
+    `reference` is what `reference_for(dataset, extractor, seed, count=N, split=split)` returned,
+    to save its seconds when more than one set of samples is scored. made: where they came from.
+    A pure function of its arguments. ConfigError for too few samples or another's reference,
+    NumericsError for samples whose features are not finite.
     """
+    count = len(samples)
+    features = rows(extractor.features(samples))
     if reference is None:
-        reference = reference_for(dataset, extractor, seed)
-    elif (reference.extractor, reference.seed) != (extractor.name, seed):
+        reference = reference_for(dataset, extractor, seed, count=count, split=split, cache=cache)
+    protocol = reference.protocol
+    made_for = (protocol.extractor, protocol.seed, protocol.generated, protocol.split)
+    if made_for != (extractor.name, seed, count, split):
         raise ConfigError(
-            f"the reference was made with {reference.extractor} and seed {reference.seed}, "
-            f"not with {extractor.name} and seed {seed}; make one for these"
+            f"the reference is for {protocol.generated} samples, the {protocol.split} split, "
+            f"{protocol.extractor} and seed {protocol.seed}; make one for {count} samples, the "
+            f"{split} split, {extractor.name} and seed {seed}"
         )
-    features = extractor.features(samples)
-    value = frechet_distance(*moments(features), *moments(reference.features))
-    low, high = frechet_bootstrap(features, reference.features, seed=seed)
-    memorised, threshold = memorisation(
-        samples, dataset.x[dataset.train], dataset.x[dataset.held_out], reference.threshold
-    )
-    classes = entropy = confidence = accuracy = None
-    if isinstance(extractor, Classifier):
-        accuracy = extractor.accuracy
-        probabilities = extractor.probabilities(samples)
-        confidence = float(probabilities.amax(1).mean())
-        counts = torch.bincount(probabilities.argmax(1), minlength=probabilities.shape[1])
-        classes = tuple(counts.tolist())
-        entropy = sum(n / len(samples) * math.log(len(samples) / n) for n in classes if n)
+    metrics = _measured(features, reference.real, extractor, count)
+    metrics["memorised"] = memorisation(samples, dataset.x[dataset.train], protocol.threshold)
     return Scores(
-        value=value,
-        low=low,
-        high=high,
-        extractor=extractor.name,
-        accuracy=accuracy,
-        generated=len(samples),
-        reference=len(reference.features),
-        fingerprint=dataset.info.fingerprint,
-        halves=reference.halves,
-        held_out=reference.held_out,
-        held_out_count=len(dataset.held_out),
-        gaussian=reference.gaussian,
-        memorised=memorised,
-        threshold=threshold,
-        classes=classes,
-        entropy=entropy,
-        confidence=confidence,
-        seed=seed,
+        protocol=protocol,
+        made=made,
+        metrics=metrics,
+        baselines=reference.baselines,
+        classes=None if extractor.published else _classes(extractor.probabilities(features)),
     )
+
+
+def bound_of(nats: Nats, shape: tuple[int, ...], split: Split) -> Bound:
+    """The mean of −log p over real samples of this shape, with its interval and its parts."""
+    total = nats.total.double()
+    mean = estimate(float(total.mean()), total)
+    return Bound(
+        nats=mean,
+        bits_per_dim=Estimate(
+            value=bits_per_dim(mean.value, shape),
+            low=bits_per_dim(mean.low, shape),
+            high=bits_per_dim(mean.high, shape),
+        ),
+        parts={k: bits_per_dim(float(v.mean()), shape) for k, v in nats.parts.items()},
+        count=len(total),
+        split=split,
+        exact=nats.exact,
+    )
+
+
+def _measured(
+    features: Tensor, real: Real, extractor: Extractor, count: int
+) -> dict[Metric, Estimate]:
+    """The metrics of features [N, D] that are defined; all but the distances of the first `count`.
+
+    What stands beside a model has a count of its own, and is yet looked at as the model is.
+    """
+    found: dict[Metric, Estimate] = {
+        "frechet": frechet(features, real.gaussian),
+        "kernel": kernel_distance(features, real.features, real.kernel),
+    }
+    some = min(count, len(features), len(real.features))
+    if some > NEIGHBOURS:
+        four = manifold(features[:some], real.features[:some])
+        found |= {"precision": four.precision, "recall": four.recall}
+        found |= {"density": four.density, "coverage": four.coverage}
+    probabilities = extractor.probabilities(features[:count])
+    if probabilities is not None:
+        found["inception"] = inception_score(probabilities)
+    return found
+
+
+def _names(extractor: Extractor) -> dict[Metric, str]:
+    """What each metric may be called: FID is the distance in one network's features only."""
+    names: dict[Metric, str] = {metric: metric for metric in METRICS}
+    if extractor.published:
+        return {**names, "frechet": "FID", "kernel": "KID", "inception": "Inception Score"}
+    classes = f"Inception Score (classes of {extractor.name})"
+    return {
+        **names,
+        "frechet": "Fréchet distance",
+        "kernel": "kernel distance",
+        "inception": classes,
+    }
+
+
+def _classes(probabilities: Tensor | None) -> Classes | None:
+    if probabilities is None:
+        return None
+    counts = torch.bincount(probabilities.argmax(1), minlength=probabilities.shape[1])
+    return Classes(
+        counts=tuple(counts.tolist()),
+        entropy=entropy(counts),
+        confidence=float(probabilities.amax(1).mean()),
+    )
+
+
+def _features(
+    extractor: Extractor,
+    of: dict[str, str],
+    cache: Path | None,
+    samples: Callable[[], np.ndarray],
+) -> Tensor:
+    """Features float64 [N, D] of samples, from the cache where a network has looked at them."""
+
+    def make() -> Stored:
+        found = extractor.features(samples())
+        narrow = found.float()  # which is what networks work in
+        return Stored({"features": narrow if torch.equal(narrow.double(), found) else found}, {})
+
+    about = {"extractor": extractor.name, "weights": extractor.weights, **of}
+    found = kept(cache if extractor.weights else None, "features", about, make)
+    return found.tensors["features"].double()
+
+
+def _kernel(
+    extractor: Extractor, of: dict[str, str], cache: Path | None, features: Tensor
+) -> float:
+    """The mean kernel of real samples."""
+
+    def make() -> Stored:
+        return Stored({}, {"mean": mean_kernel(features)})
+
+    about = {"extractor": extractor.name, "weights": extractor.weights, **of}
+    return float(kept(cache, "kernel", about, make).values["mean"])
+
+
+def _sha256(dataset: Dataset, ids: np.ndarray) -> str:
+    """What tells one set of real samples from another: the data, and the samples' numbers."""
+    numbers = np.asarray(ids, dtype="<i8").tobytes()
+    return hashlib.sha256(dataset.info.fingerprint.encode() + b"/" + numbers).hexdigest()
 
 
 def gaussian_samples(dataset: Dataset, count: int, seed: int = 0) -> np.ndarray:

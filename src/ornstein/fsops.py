@@ -44,10 +44,27 @@ def rename(source: Path, target: Path) -> None:
         flush_folder(target.parent)
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where they are missing."""
-    with explained(path):
+def make_folder(path: Path, option: str = "--runs") -> None:
+    """Make a folder and those above it, where they are missing.
+
+    option: by which a user would name another.
+    """
+    with explained(path, option):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def check_folder(path: Path, option: str = "--runs") -> None:
+    """Refuse, before any work is done for it, a folder in which nothing can be made.
+
+    Raises: StorageError where it, or the first folder above it that is there, is none or may not
+    be written.
+    """
+    with explained(path, option):
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if not there.is_dir():
+            raise OSError(errno.ENOTDIR, f"{there} is not a folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, f"{there} may not be written")
 
 
 def flush_folder(path: Path) -> None:
@@ -72,7 +89,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file of ours. Raises: CheckpointError if it is missing or damaged."""
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is missing or damaged; restore it, or train afresh"
         ) from error
@@ -85,15 +102,16 @@ def free_bytes(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn an operating-system error into a sentence with the remedy."""
+def explained(path: Path, option: str = "--runs") -> Iterator[None]:
+    """Turn an operating-system error into a sentence with the remedy: another folder, which
+    `option` names."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "free some space, then run the same command again"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            remedy = "choose a folder that you may write with --runs"
+            remedy = f"choose a folder that you may write with {option}"
         else:
-            remedy = "check the path, or choose another folder with --runs"
+            remedy = f"check the path, or choose another folder with {option}"
         raise StorageError(f"cannot write {path}: {error.strerror}; {remedy}") from error

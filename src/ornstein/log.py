@@ -115,3 +115,19 @@ def _line(event: Event) -> str:
         "waited": round(event.waited, 6),
     }
     return json.dumps(values) + "\n"
+
+
+def last_line(path: Path) -> dict[str, float] | None:
+    """The last whole line of a log; a torn one is left out."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        try:
+            value: dict[str, float] = json.loads(line)
+            return value
+        except ValueError:
+            continue
+    return None

@@ -8,7 +8,7 @@ minutes become samples at the speed of a short trial.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,16 +28,15 @@ TRIAL_SECONDS = 3.0
 OVERHEAD = 0.05  # the share of the minutes that saving, previews and logging take
 
 
-def concrete(
-    recipe: Recipe, dataset: Dataset, load: Load, pin: Callable[[RunRef], RunRef]
-) -> Recipe:
-    """The recipe with nothing left open; `pin` fills in the weights of a reference.
+def concrete(recipe: Recipe, info: DataInfo, load: Load, pin: Callable[[RunRef], RunRef]) -> Recipe:
+    """The recipe with nothing left open but a length in minutes, which is to be `measured`.
 
-    Raises: ConfigError for a recipe that cannot work on this data or this machine.
+    `pin` fills in the weights of a reference. Raises: ConfigError for a recipe that cannot work
+    on this data or this machine.
     """
-    resolved: Recipe = pinned(recipe.fitted(dataset.info), pin)
-    check(resolved, dataset.info, load)
-    return measured(resolved, dataset, load) if resolved.optim.samples is None else resolved
+    resolved: Recipe = pinned(recipe.fitted(info), pin)
+    check(resolved, info, load)
+    return resolved
 
 
 def default_device() -> torch.device:
@@ -56,19 +55,31 @@ def default_device() -> torch.device:
 
 def measured(recipe: Recipe, dataset: Dataset, load: Load) -> Recipe:
     """The recipe with `minutes` turned into samples, at the speed of a short trial."""
+    return lengthened(recipe, update_seconds(recipe, dataset, load))
+
+
+def lengthened(recipe: Recipe, seconds: Sequence[float]) -> Recipe:
+    """The recipe with `minutes` turned into samples; seconds: of each update of a trial."""
     optim = recipe.optim
     assert optim.minutes is not None
-    info = dataset.info
-    learner = recipe.learner(info, load).to(default_device())
+    rate = optim.batch / float(np.median(seconds))
+    samples = max(optim.batch, int((1 - OVERHEAD) * rate * 60 * optim.minutes))
+    return recipe.model_copy(update={"optim": optim.model_copy(update={"samples": samples})})
+
+
+def update_seconds(recipe: Recipe, dataset: Dataset, load: Load) -> list[float]:
+    """The seconds that each of a few updates takes, three at least, after three to warm up."""
+    optim = recipe.optim
+    learner = recipe.learner(dataset.info, load).to(default_device())
     trial = optim.model_copy(update={"samples": 10**12})
     events = train(
         TrainState(learner, trial),
-        Stream(dataset, recipe.seed, recipe.objective.range),
+        Stream(dataset, recipe.seed, recipe.objective.range, recipe.augment),
         trial,
         10**12,
         recipe.seed,
     )
-    budget = min(TRIAL_SECONDS, TRIAL_SECONDS * optim.minutes)
+    budget = min(TRIAL_SECONDS, TRIAL_SECONDS * (optim.minutes or 1))
     times: list[float] = []
     for event in events:
         if event.step > 3:  # the first updates warm caches up
@@ -76,13 +87,12 @@ def measured(recipe: Recipe, dataset: Dataset, load: Load) -> Recipe:
         if len(times) >= 3 and sum(times) > budget:
             break
     events.close()  # type: ignore[attr-defined]
-    rate = optim.batch / float(np.median(times))
-    samples = max(optim.batch, int((1 - OVERHEAD) * rate * 60 * optim.minutes))
-    return recipe.model_copy(update={"optim": optim.model_copy(update={"samples": samples})})
+    return times
 
 
 def check(recipe: Recipe, info: DataInfo, load: Load) -> None:
     """Build everything once and begin a sample, so that what cannot work is refused at once."""
+    recipe.augment.check(info)
     device = default_device()
     precision(recipe.optim.precision, device)
     learner = recipe.learner(info, load).to(device).eval()

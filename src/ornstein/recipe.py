@@ -14,17 +14,19 @@ import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self, runtime_checkable
 
 from pydantic import Field
 
 from ornstein.choice import Choice, Load
+from ornstein.data.augment import Augment
 from ornstein.data.info import DataInfo
 from ornstein.data.sources import Data, Digits
 from ornstein.diffusion.model import Diffusion
 from ornstein.diffusion.sampling import Sampling
 from ornstein.errors import ConfigError, nearest
 from ornstein.objectives.denoising import Denoising
+from ornstein.objectives.variational import Hybrid, Variational
 from ornstein.optim import Optim
 from ornstein.settings import to_yaml
 
@@ -49,17 +51,26 @@ class Generation(Protocol):
     def __call__(self, model: Any, info: DataInfo, noise: Noise) -> Iterator[Tensor]: ...
 
 
+Objective = Annotated[Denoising | Hybrid | Variational, Field(discriminator="kind")]
+
+
 class Recipe(Choice):
     """Everything chosen for a run.
 
+    augment: how images are varied on their way to training, whatever data is named.
     preview: how the pictures during training are made, if not as `generation` says (which may be
     too slow for that). seed: of initial weights, data order, training noise and the split.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=60)
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_.-]*$",
+        max_length=60,
+        description="lower-case letters, digits, '_', '.' and '-', a letter or digit first",
+    )
     data: Data = Digits()
+    augment: Augment = Augment()
     model: Diffusion = Diffusion()
-    objective: Denoising = Denoising()
+    objective: Objective = Denoising()
     optim: Optim = Optim(samples=1_000_000)
     generation: Sampling = Sampling()
     preview: Sampling | None = None

@@ -24,7 +24,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,29 +32,30 @@ from torch import Tensor
 
 from ornstein import checkpoint as checkpoints
 from ornstein import fsops, pictures
+from ornstein import scores as records
 from ornstein.choice import Choice, RunRef
 from ornstein.data.images import cache_folder
 from ornstein.data.info import DataInfo, Dataset
 from ornstein.data.stream import Stream
-from ornstein.drift import FREE, changes, refused
+from ornstein.drift import FREE, Change, changes, refused
 from ornstein.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    NumericsError,
     OrnsteinError,
     StorageError,
     nearest,
 )
 from ornstein.log import Log, cut, locked
-from ornstein.noise import Noise
-from ornstein.objectives.base import Likelihood
+from ornstein.nats import Likelihood, Nats
+from ornstein.noise import Noise, permutation
 from ornstein.prepare import check, concrete, default_device, measured, pinned
 from ornstein.recipe import Generation, Recipe
+from ornstein.scores import Made, Scores, Split
 from ornstein.settings import difference, resolve
 from ornstein.training import Event, Learner, TrainState, train
-
-if TYPE_CHECKING:
-    from ornstein.evaluation import Scores
+from ornstein.yamltree import show
 
 PREVIEW_SHARE = 0.03
 PREVIEW_SEED = 0
@@ -72,6 +73,7 @@ class Run:
         self.info = info
         self.device = default_device()
         self._models: dict[tuple[str, int], Learner] = {}
+        self._held: checkpoints.Checkpoint | None = None
         self._dataset: Dataset | None = None
 
     # Making and opening
@@ -93,19 +95,43 @@ class Run:
         all the same; `progress` is called while data is read.
         Raises: ConfigError, DataError, CheckpointError (a refused change).
         """
+        run = cls.plan(recipe, runs, name, allow, progress)
+        if run.recipe.optim.samples is None:
+            run.recipe = measured(run.recipe, run.dataset, loader(type(recipe)))
+        if run.exists:
+            run._record(recipe)
+        else:
+            run._make(recipe, provenance or {})
+        return run
+
+    @classmethod
+    def plan(
+        cls,
+        recipe: Recipe,
+        runs: Path = Path("runs"),
+        name: str | None = None,
+        allow: tuple[str, ...] = (),
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Run:
+        """What `create` would return, but no run is written, and a length in minutes that has to
+        be measured is not: `recipe.optim.samples` is None then. Raises: as `create`."""
         path = Path(runs) / (recipe.run_name() if name is None else checked_name(name))
         dataset = recipe.data.load(progress)
+        schema = type(recipe)
         if (path / "recipe.yaml").exists():
-            run = cls.open(path, schema=type(recipe))
+            run = cls.open(path, schema=schema)
             run._check_data(dataset.info)
-            run._adopt(recipe, allow)
+            run.recipe = run._adopted(recipe, allow)
         else:
-            schema = type(recipe)
-            resolved = concrete(recipe, dataset, loader(schema), pinner(schema))
+            resolved = concrete(recipe, dataset.info, loader(schema), pinner(schema))
             run = cls(path, resolved, dataset.info)
-            run._make(recipe, provenance or {})
         run._dataset = dataset
         return run
+
+    @property
+    def exists(self) -> bool:
+        """Whether the run has a folder; one that is only planned has none."""
+        return (self.path / "recipe.yaml").is_file()
 
     @classmethod
     def open(
@@ -120,6 +146,8 @@ class Run:
         if found is None:
             known = [path.name for path in run_folders(runs)]
             hint = nearest(str(path), known) or f"; there are no runs in {runs} yet"
+            if path and Path(path).is_dir():
+                raise ConfigError(f"{path} is not a run: it has no recipe.yaml{hint}")
             raise ConfigError(f"there is no run {str(path)!r}{hint}")
         try:
             resolved = resolve(schema, {}, found / "recipe.yaml")
@@ -179,7 +207,7 @@ class Run:
     @property
     def samples(self) -> int:
         """How many samples had been used at the last whole checkpoint."""
-        found = checkpoints.latest(self.path / "ckpt")
+        found = self._latest()
         return 0 if found is None else int(found.state["samples"])
 
     @property
@@ -224,7 +252,8 @@ class Run:
                 cut(self.path / "metrics.jsonl", int(found.state["metrics_bytes"]))
             elif self._log_of_lost_checkpoints():
                 self._note("there are no checkpoints; the old metrics are kept beside the new")
-            source = Stream(self.dataset, self.recipe.seed, self.recipe.objective.range)
+            recipe = self.recipe
+            source = Stream(self.dataset, recipe.seed, recipe.objective.range, recipe.augment)
             with Log(self.path / "metrics.jsonl") as log:
                 yield from self._updates(state, source, log, save_every, previews)
 
@@ -307,24 +336,60 @@ class Run:
         noise = Noise.of(seed, "generate", torch.tensor(ids, device=self.device))
         return generation(model, self.recipe.at_model_scale(self.info), noise)
 
-    def likelihood(self, x: np.ndarray, seed: int = 0) -> np.ndarray:
-        """−log p(x) in nats per sample (or a bound, as the objective says), for native values x.
+    def likelihood(
+        self,
+        x: np.ndarray,
+        seed: int = 0,
+        *,
+        generation: Generation | None = None,
+        average: str = "",
+        batch: int = 64,
+    ) -> np.ndarray:
+        """−log p(x) in nats per sample, float64 [n], or a bound on it, for native values x.
 
-        Raises: ConfigError for a family that has none.
+        p is the law of the samples that `generation` draws (the recipe's, unless given): the
+        probability of whole numbers where the data has bins, a density of native values elsewhere.
+        Sample i's bound depends on the seed, i and x[i]. Raises: ConfigError where this way of
+        generating has no law that can be computed.
         """
-        learner = self.learner()
-        law = learner.objective
-        if not isinstance(law, Likelihood):
+        return self.nats(x, seed, generation=generation, average=average, batch=batch).total.numpy()
+
+    @torch.no_grad()
+    def nats(
+        self,
+        x: np.ndarray,
+        seed: int = 0,
+        *,
+        generation: Generation | None = None,
+        average: str = "",
+        batch: int = 64,
+    ) -> Nats:
+        """`likelihood` with the parts that it is the sum of, by name, each float64 [n]."""
+        how = generation or self.recipe.generation
+        if not isinstance(how, Likelihood):
+            raise ConfigError(f"runs that generate by {_kind(how)!r} offer no likelihood")
+        if tuple(x.shape[1:]) != self.info.shape or len(x) < 1 or batch < 1:
             raise ConfigError(
-                f"runs of the objective {_kind(self.recipe.objective)!r} offer no likelihood"
+                f"a likelihood is of samples [n, {', '.join(map(str, self.info.shape))}] in native "
+                f"values, in batches of 1 or more; got {list(x.shape)} in batches of {batch}"
             )
+        model: Any = self.learner(average).model
+        scaled = self.recipe.at_model_scale(self.info)
         a, b = self.info.affine(self.recipe.objective.range)
-        values = torch.from_numpy(x).to(self.device, torch.float32) * a + b
-        with torch.no_grad():
-            ids = torch.arange(len(x), device=self.device)
+        found: list[Nats] = []
+        for start in range(0, len(x), batch):
+            values = torch.from_numpy(x[start : start + batch]).to(self.device, torch.float32)
+            ids = torch.arange(start, start + len(values), device=self.device)
             noise = Noise.of(seed, "likelihood", ids)
-            nats = law.likelihood(learner.model, values, a, noise)
-        return nats.double().cpu().numpy()
+            found.append(how.likelihood(model, scaled, values * a + b, noise))
+        parts = {
+            name: torch.cat([nats.parts[name].double().cpu() for nats in found])
+            for name in found[0].parts
+        }
+        if self.info.bins is None and a != 1:  # a density per native value
+            change = -np.prod(self.info.shape) * np.log(abs(a))
+            parts["scale"] = torch.full((len(x),), float(change), dtype=torch.float64)
+        return Nats(parts, found[0].exact)
 
     def preview(self, n: int = 16) -> Path:
         """Draw `n` samples of the last checkpoint at the fixed preview seed into `previews/`."""
@@ -340,40 +405,87 @@ class Run:
         *,
         generation: Generation | None = None,
         average: str = "",
+        extractor: str = "",
+        split: Split = "train",
+        likelihood: int = 256,
     ) -> Scores:
-        """Generate `n` samples and score them against the training split; see `evaluation`.
+        """Generate `n` samples and score them against a split of the data; see `evaluation`.
 
-        The scores are added to the run's `scores.json`, with how the samples were made.
+        extractor: whose features: "classifier", "pixels" or a safetensors file with the weights
+        of the FID network; empty for a classifier where there are classes, else pixels.
+        likelihood: on how many held-out samples, at most, −log p is measured; 0 for none. There is
+        none either where `generation` has no law or nothing is held out. The scores are added to
+        the run's `scores.json`.
         """
         if n < 2:
             raise ConfigError(f"a score needs at least 2 samples, got {n}; write --number 1000")
-        from ornstein.evaluation import score
-        from ornstein.features import extractor_for
+        if likelihood < 0:
+            raise ConfigError(f"a likelihood cannot be of {likelihood} samples; write 0 for none")
+        from ornstein.evaluation import bound_of, reference_for, score
+        from ornstein.features.select import extractor_for
 
-        path = self.path / "scores.json"
-        earlier = fsops.read_json(path) if path.exists() else []
-        extractor = extractor_for(self.dataset, 0, cache_folder())
-        samples = self.generate(n, seed, generation=generation, average=average, batch=250)
-        result = score(self.dataset, samples, extractor, seed)
-        how = generation or self.recipe.generation
-        made = {
-            "generation": how.model_dump(mode="json") if isinstance(how, Choice) else str(how),
-            "evaluations": getattr(how, "evaluations", None),
-            "average": self._average(average),
-            "samples_trained": self.samples,
-        }
-        fsops.replace(path, _json([*earlier, {**result.model_dump(mode="json"), **made}]))
+        path, cache = self.path / "scores.json", cache_folder()
+        # What can be refused is refused before the work.
+        records.read(path)
+        with self.still(average):
+            eye = extractor_for(self.dataset, 0, cache, extractor, self.device)
+            reference = reference_for(self.dataset, eye, seed, count=n, split=split, cache=cache)
+            how = generation or self.recipe.generation
+            started = time.monotonic()
+            samples = self.generate(n, seed, generation=generation, average=average, batch=250)
+            made = Made(
+                weights=self.weights(average),
+                average=self._average(average),
+                samples_trained=self.samples,
+                generation=how.model_dump(mode="json")
+                if isinstance(how, Choice)
+                else {"kind": _kind(how)},
+                evaluations=getattr(how, "evaluations", None),
+                seconds=(time.monotonic() - started) / n,
+            )
+            result = score(self.dataset, samples, eye, seed, reference, split=split, made=made)
+            unseen = self.dataset.held_out
+            if likelihood and len(unseen) and isinstance(how, Likelihood) and how.no_law is None:
+                chosen = permutation(0, "likelihood", 0, len(unseen))[:likelihood].numpy()
+                x = self.dataset.x[np.sort(unseen[chosen])]
+                nats = self.nats(x, seed, generation=how, average=average, batch=250)
+                bound = bound_of(nats, self.info.shape, "held_out")
+                result = result.model_copy(update={"likelihood": bound})
+        records.add(path, result)
         return result
 
     # Parts
 
     def learner(self, average: str = "") -> Learner:
         """The trained learner, ready to use, with an average of its weights (see `generate`)."""
-        found = checkpoints.latest(self.path / "ckpt")
+        return self._load(average)[1]
+
+    @contextlib.contextmanager
+    def still(self, average: str = "") -> Iterator[None]:
+        """Within, the run is as at its last whole checkpoint now, though another process trains
+        it: all that is drawn or said with this average is of the same weights.
+
+        Raises: CheckpointError where there is no checkpoint.
+        """
+        before = self._held
+        self._held = before or self._load(average)[0]
+        try:
+            yield
+        finally:
+            self._held = before
+
+    def _latest(self) -> checkpoints.Checkpoint | None:
+        return self._held or checkpoints.latest(self.path / "ckpt")
+
+    def _load(self, average: str) -> tuple[checkpoints.Checkpoint, Learner]:
+        """The checkpoint that is meant, and the learner with an average of its weights."""
+        found = self._latest()
         if found is None:
             raise CheckpointError(f"the run {self.path.name} has no checkpoint yet; train it first")
         name = self._average(average)
-        if checkpoints.newest(self.path / "ckpt") not in (found.folder.name, None):
+        newest = checkpoints.newest(self.path / "ckpt")
+        # A process that trains this run may have saved since; then the newest is not damaged.
+        if newest not in (found.folder.name, None) and self._latest() == found != self._held:
             logging.getLogger(__name__).warning(
                 "the newest checkpoint of %s is damaged; this is %s",
                 *(self.path.name, found.folder.name),
@@ -383,24 +495,33 @@ class Run:
             learner = self._learner()
             try:
                 checkpoints.load_weights(found, name, learner)
-            except FileNotFoundError:  # pruned meanwhile by the process that trains this run
-                return self.learner(average)
+            except FileNotFoundError as error:
+                if self._held is not None:
+                    raise CheckpointError(
+                        f"{found.folder} has been replaced by a newer checkpoint; try again"
+                    ) from error
+                return self._load(average)  # pruned meanwhile by the process that trains this run
             self._models = {key: learner.to(self.device).requires_grad_(False).eval()}
-        return self._models[key]
+        return found, self._models[key]
 
     def weights(self, average: str = "") -> str:
         """SHA-256 of the weights that `learner(average)` would load."""
-        found = checkpoints.latest(self.path / "ckpt")
+        found = self._latest()
         if found is None:
             raise CheckpointError(f"the run {self.path.name} has no checkpoint yet; train it first")
         return found.sha256(self._average(average))
 
     def native(self, x: Tensor) -> np.ndarray:
         """Model-scale values as the data's own: scaled back, clipped and rounded where the data
-        has a range and bins."""
+        has a range and bins. Raises: NumericsError where they are not finite."""
         info = self.info
         a, b = info.affine(self.recipe.objective.range)
         values = (x.detach().cpu().double().numpy() - b) / a
+        if not np.isfinite(values).all():
+            raise NumericsError(
+                f"what run {self.path.name} draws is not finite; try another step or grid, "
+                "an earlier average, or training with a lower optim.lr"
+            )
         if info.range is None:
             return np.asarray(values, dtype=np.float32)
         low, high = info.range
@@ -472,14 +593,16 @@ class Run:
 
     def _check_data(self, info: DataInfo) -> None:
         if info.fingerprint != self.info.fingerprint:
+            same = info.count == self.info.count
+            counts = f"{self.info.count:,} samples then, {info.count:,} now"
             raise DataError(
                 f"the data of run {self.path.name} has changed since it was made "
-                f"({self.info.count:,} samples then, {info.count:,} now); "
+                f"({'as many samples, but others' if same else counts}); "
                 "train under another name with --run, or put the data back"
             )
 
-    def _adopt(self, request: Recipe, allow: tuple[str, ...]) -> None:
-        """Take over what may change in an existing run, note it, and refuse the rest."""
+    def _changes(self, request: Recipe) -> tuple[Change, ...]:
+        """What a request changes in what was asked for when the run was made."""
         try:
             stored = resolve(type(request), {}, self.path / "request.yaml").value
         except ConfigError as error:
@@ -487,12 +610,17 @@ class Run:
                 f"{self.path / 'request.yaml'} is missing or damaged; copy recipe.yaml in its "
                 "place, or train afresh with --fresh"
             ) from error
-        found = changes(stored, request)
+        return changes(stored, request)
+
+    def _adopted(self, request: Recipe, allow: tuple[str, ...]) -> Recipe:
+        """The recipe with what may change in an existing run taken over; the rest is refused."""
+        found = self._changes(request)
         if not found:
-            return
+            return self.recipe
         for change in refused(found, allow):
             raise CheckpointError(
-                f"run {self.path.name} was made with {change.key}={change.old}, not {change.new}; "
+                f"run {self.path.name} was made with {change.key}={show(change.old)}, "
+                f"not {show(change.new)}; "
                 "choose another name with --run, or insist with "
                 f"--allow-change {change.key}"
             )
@@ -503,23 +631,27 @@ class Run:
             taken = {name: getattr(request, name) for name in ("optim", *FREE)}
             adopted = self.recipe.model_copy(update=taken)
         check(adopted, self.info, loader(type(adopted)))
-        if adopted.optim.samples is None:
-            if {"optim.minutes", "optim.samples"} & {change.key for change in found}:
-                adopted = measured(adopted, self.dataset, loader(type(adopted)))
-            else:
-                optim = adopted.optim.model_copy(update={"samples": self.total})
-                adopted = adopted.model_copy(update={"optim": optim})
+        length = {"optim.minutes", "optim.samples"}
+        if adopted.optim.samples is None and not length & {change.key for change in found}:
+            optim = adopted.optim.model_copy(update={"samples": self.total})
+            adopted = adopted.model_copy(update={"optim": optim})
+        return adopted
+
+    def _record(self, request: Recipe) -> None:
+        """Keep the adopted recipe, and note what it changes."""
+        found = self._changes(request)
+        if not found:
+            return
         record = fsops.read_json(self.path / "provenance.json")
         record["changes"] += [
             {"samples": self.samples, "key": change.key, "from": change.old, "to": change.new}
             for change in found
         ]
         with locked(self.path):
-            fsops.replace(self.path / "recipe.yaml", adopted.yaml().encode())
+            fsops.replace(self.path / "recipe.yaml", self.recipe.yaml().encode())
             fsops.replace(self.path / "provenance.json", _json(record))
             # Last, since what it says is compared with the next request.
             fsops.replace(self.path / "request.yaml", request.yaml().encode())
-        self.recipe = adopted
 
 
 def run_folders(runs: Path) -> list[Path]:

@@ -2,8 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -24,13 +24,14 @@ _MUST = {
     "float": "be a number",
     "bool": "be true or false",
     "string": "be text",
+    "string_unicode": "be readable text",
     "string_pattern_mismatch": "match the pattern {pattern}",
     "literal_error": "be {expected}",
     "enum": "be {expected}",
     "too_short": "have a length of at least {min_length}",
     "too_long": "have a length of at most {max_length}",
-    "tuple": "be a list such as [1, 2]",
-    "list": "be a list such as [1, 2]",
+    "tuple": "be a list such as {example}",
+    "list": "be a list such as {example}",
     "model_attributes": "be a section",
     "dict": "be a mapping such as {{a: 1}}",
 }
@@ -44,19 +45,24 @@ def sentences(
     found: dict[str, list[str]] = {}
     ends: dict[str, str] = {}
     for detail in error.errors(include_url=False):
-        key, kinds = _place(schema, detail["loc"])
+        key, options, meaning = _place(schema, detail["loc"])
         kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
         given = source(key)
         end = f" ({given})" if given else ""
         if kind == "missing" and key.endswith("]"):
             phrase = f"{key} is missing from the list"
         elif kind == "missing":
-            phrase, end = f"{key} has no default", how(key, kinds)
+            phrase, end = f"{key} has no default", how(key, options)
         elif kind in ("value_error", "assertion_error"):
             phrase = f"{key}: {context['error']}".removeprefix(": ")
         else:
             must = _MUST.get(kind) or _MUST.get(re.sub(_MORE, "", kind))
+            if kind == "string_too_short" and context["min_length"] == 1:
+                must = "not be empty"
             plain = {k: f"{v:.12g}" if isinstance(v, float) else v for k, v in context.items()}
+            plain["example"] = _example(options)
+            if kind == "string_pattern_mismatch" and meaning:
+                must = f"be {meaning}"
             message = detail["msg"][:1].lower() + detail["msg"][1:]
             phrase = f"{key} must {must.format(**plain)}" if must else f"{key}: {message}"
             words = re.findall(r"'([^']*)'", str(context.get("expected", "")))
@@ -70,9 +76,16 @@ def sentences(
     return [text.replace(f" or {k} must ", " or ") + ends[k] for k, text in joined.items()]
 
 
-def _place(schema: type[Choice], loc: tuple[int | str, ...]) -> tuple[str, dict[str, type[Choice]]]:
-    """The dotted key of a place that pydantic names, and the kinds that it may have."""
+class _Place(NamedTuple):
+    key: str
+    options: list[Any]
+    meaning: str | None
+
+
+def _place(schema: type[Choice], loc: tuple[int | str, ...]) -> _Place:
+    """A place that pydantic names: its dotted key, the types it may hold and what it means."""
     key, options = "", [schema]
+    meaning: str | None = None
     for part in loc:
         kinds = by_kind(options)
         fields = next(iter(kinds.values())).model_fields if len(kinds) == 1 else {}
@@ -80,9 +93,10 @@ def _place(schema: type[Choice], loc: tuple[int | str, ...]) -> tuple[str, dict[
             key, options = f"{key}[{part}]", elements(options, Collection, part) or []
         elif part in fields:
             key, options = f"{key}.{part}".lstrip("."), members(fields[part].annotation)
+            meaning = fields[part].description
         else:  # a label that pydantic adds for the member of a union
             options = [c for k, c in kinds.items() if part in (k, c.__name__)] or options
-    return key, by_kind(options)
+    return _Place(key, options, meaning)
 
 
 def unknown(
@@ -101,38 +115,71 @@ def unknown(
     prefix = f"{above}." if above else ""
     key = prefix + ".".join(names)
     what = f"unknown key {quote(key)}"
+    names = [part.lower() for part in names]
     for owner, other in kinds.items():
+        if name in other.model_fields and above.endswith("]"):
+            return what, f"; it belongs to the kind {owner!r}"
         if name in other.model_fields:
             return what, f"; it belongs to the kind {owner!r}, so set {above}={owner} too"
-    paths = list(dict.fromkeys(_paths(schema)))
-    if key in paths:
+    known = paths(schema)
+    if key in known:
         return what, "; write each part of it as a section of its own, not with dots"
     siblings = list(kinds[kind].model_fields)
-    for close in difflib.get_close_matches(name[:99], siblings, 1):
+    for close in difflib.get_close_matches(names[0][:99], siblings, 1):
         whole = ".".join([prefix + close, *names[1:]])
-        return what, f"; did you mean {whole if whole in paths else prefix + close!r}?"
-    ends = sorted({path.rpartition(".")[2] for path in paths})
-    for end in difflib.get_close_matches(names[-1][:99], ends, 1):
-        same = [path for path in paths if path.rpartition(".")[2] == end]
-        return what, f"; did you mean {difflib.get_close_matches(key[:99], same, 1, 0)[0]!r}?"
-    return what, nearest(name, siblings)
+        return what, f"; did you mean {whole if whole in known else prefix + close!r}?"
+    return what, like_path(key, known) or nearest(name, siblings)
 
 
-def how(key: str, kinds: Mapping[str, type[Choice]]) -> str:
-    """What to write for a key that may have these kinds."""
+def like_path(key: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the known dotted key that ends most like `key`, if one does."""
+    by_end: dict[str, list[str]] = {}
+    for path in known:
+        by_end.setdefault(path.rpartition(".")[2], []).append(path)
+    last = key.lower().rpartition(".")[2]
+    for end in difflib.get_close_matches(last[:99], by_end, 1, 0.75):
+        return f"; did you mean {difflib.get_close_matches(key[:99], by_end[end], 1, 0)[0]!r}?"
+    return ""
+
+
+def how(key: str, options: Iterable[Any]) -> str:
+    """What to write for a key that may hold these types."""
+    options = list(options)
+    kinds = by_kind(options)
     if "" in kinds:
         return f"; write {key}.{next(iter(kinds[''].model_fields), 'KEY')}=VALUE"
     if key.endswith("]"):
         return f"; write {{kind: KIND}} there, one of {', '.join(sorted(kinds))}"
-    return (
-        f"; write {key}=KIND, one of {', '.join(sorted(kinds))}"
-        if kinds
-        else f"; write {key}=VALUE"
-    )
+    if kinds:
+        return f"; write {key}=KIND, one of {', '.join(sorted(kinds))}"
+    literals = [option for option in options if get_origin(option) is Literal]
+    words = [str(choice) for literal in literals for choice in get_args(literal)]
+    if words:
+        return f"; write {key}=WORD, one of {', '.join(words)}"
+    listed = any(elements([option], Collection, 0) for option in options)
+    return f"; write {key}={_example(options) if listed else 'VALUE'}"
+
+
+def _example(options: Iterable[Any]) -> str:
+    """A list such as one of these types would be."""
+    for option in options:
+        held = elements([option], Collection, 0) or []
+        kinds = by_kind(held)
+        if kinds:
+            return f"[{{kind: {min(kinds)}}}]" if min(kinds) else "[{}]"
+        if str in held:
+            return "[a, b]"
+        if float in held:
+            return "[0.9, 0.5]"
+    return "[1, 2]"
+
+
+def paths(schema: type[Choice]) -> list[str]:
+    """Every dotted key that some choice of kinds would have."""
+    return list(dict.fromkeys(_paths(schema)))
 
 
 def _paths(cls: type[Choice], prefix: str = "", above: tuple[Any, ...] = ()) -> Iterator[str]:
-    """Every dotted key that some choice of kinds would have."""
     for name, field in cls.model_fields.items():
         yield prefix + name
         for below in dict.fromkeys(by_kind(members(field.annotation)).values()):

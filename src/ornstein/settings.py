@@ -148,7 +148,8 @@ def _merge(draft: _Draft, options: list[Any], current: Any, value: Any, key: str
         return _leaf(draft, others, current, value, key)
     if not isinstance(value, dict) or ("" in value and "" in kinds):
         got = value[""] if isinstance(value, dict) else value
-        draft.refuse(f"{key} is a section, not a value, got {show(got)}", how(key, kinds))
+        shown = "nothing" if got == "" else show(got)
+        draft.refuse(f"{key} is a section, not a value, got {shown}", how(key, options))
         return current
     kind, before = _chosen(draft, kinds, current, value, key), _kind(current, kinds)
     if kind is None:
@@ -197,7 +198,8 @@ def _chosen(
     if kind is not None:
         hint = "" if draft.problems else like(str(kind), kinds)
         hint = f"{hint or ';'} known: {', '.join(sorted(kinds))}"
-        draft.refuse(f"{key or 'the recipe'} has no kind {show(kind)}", hint)
+        what = f"{key} has no kind" if key else "there is no kind"
+        draft.refuse(f"{what} {show(kind)}", hint)
         return None
     # An element of a list is no section: it is written out, with its kind.
     unset = current is None or (isinstance(current, _Leaf) and current.value is None)
@@ -205,7 +207,7 @@ def _chosen(
         fitting = [k for k, choice in kinds.items() if value.keys() <= choice.model_fields.keys()]
         if len(fitting) == 1:
             return fitting[0]
-    draft.refuse(f"{key} needs a kind", how(key, kinds))
+    draft.refuse(f"{key} needs a kind", how(key, kinds.values()))
     return None
 
 
@@ -216,7 +218,7 @@ def _leaf(draft: _Draft, options: list[Any], current: Any, value: Any, key: str)
             where = ".".join([key, *filter(None, value)][:2])
             draft.refuse(
                 f"{key} is a value, not a section, so {quote(where)} cannot be set",
-                f"; write {key}=VALUE",
+                how(key, options),
             )
             return current
         value = {k: _merge(draft, item, None, v, f"{key}.{k}") for k, v in value.items()}
@@ -229,7 +231,8 @@ def _leaf(draft: _Draft, options: list[Any], current: Any, value: Any, key: str)
         value = _read(value, options)
     if isinstance(value, bool) and bool not in options and {int, float} & set(options):
         # pydantic would take true for 1.
-        draft.refuse(f"{key} must be a number, got {show(value)}")
+        kind = "a number" if float in options else "a whole number"
+        draft.refuse(f"{key} must be {kind}, got {show(value)}")
     return _Leaf(value, draft.source)
 
 

@@ -18,6 +18,9 @@ from ornstein.errors import ConfigError, clip, fail, like, quote
 
 MAX_BYTES, MAX_DEPTH, MAX_NODES = 1_000_000, 20, 20_000
 
+_IN_FILES = "check brackets, quotes and indentation (by spaces, not tabs)"
+_IN_WORDS = "close every bracket and quote; where there are spaces, quote the whole 'KEY=[1, 2]'"
+
 
 class Bare(str):
     """A scalar without quotes."""
@@ -29,6 +32,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises: ConfigError if the file cannot be read, is not a mapping, breaks a limit, or uses
     an alias, a tag or a key twice.
     """
+    name = f"file …{str(path)[-199:]}" if len(str(path)) > 200 else f"file {path}"
     try:
         with Path(path).open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
@@ -36,23 +40,27 @@ def load(path: Path) -> dict[str, Any]:
         names: list[str] = []
         with contextlib.suppress(OSError):
             names += [p.name for p in itertools.islice(Path(path).parent.iterdir(), 9999)]
-        fail(f"there is no file {path}{like(Path(path).name, names)}")
+        fail(f"there is no {name}{like(Path(path).name, names)}")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        fail(f"file {path} cannot be read: {reason.lower()}")
+        fail(f"{name} cannot be read: {reason.lower()}")
     if len(data) > MAX_BYTES:
-        fail(f"file {path} is larger than {MAX_BYTES // 1_000_000} MB, too large for a recipe")
+        fail(f"{name} is larger than {MAX_BYTES // 1_000_000} MB, too large for a recipe")
     try:
-        tree = parse(data.decode("utf-8-sig"), f"file {path}")
+        tree = parse(data.decode("utf-8-sig"), name, _IN_FILES)
     except UnicodeDecodeError:
-        fail(f"file {path} is not UTF-8 text")
+        fail(f"{name} is not UTF-8 text")
     if not isinstance(tree, dict):
-        fail(f"file {path} must hold lines of KEY: VALUE, got {show(tree)}")
+        got = "nothing" if tree is None else show(tree)
+        fail(f"{name} must hold lines of KEY: VALUE, got {got}")
     return tree
 
 
-def parse(text: str, where: str) -> Any:
-    """A YAML document as dicts, lists and strings, built from events so that limits come first."""
+def parse(text: str, where: str, advice: str) -> Any:
+    """A YAML document as dicts, lists and strings, built from events so that limits come first.
+
+    where, advice: for a message, if it is no YAML.
+    """
     root: list[Any] = []
     stack: list[Any] = [root]
     keys: list[str | None] = [None]  # of each mapping on the stack, the key that awaits a value
@@ -101,8 +109,8 @@ def parse(text: str, where: str) -> Any:
     except ConfigError:
         raise
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        mark = getattr(error, "problem_mark", None)
-        refuse(mark, getattr(error, "problem", None) or "some characters are not text")
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        refuse(mark, f"{problem}; {advice}" if problem else "some characters are not text")
     return root[0] if root else None
 
 
@@ -120,7 +128,7 @@ def dotted(overrides: Sequence[str]) -> dict[str, Any]:
             fail(f"{quote(key)} is nested deeper than {MAX_DEPTH} (command line)")
         # Only what opens a bracket or a quote is YAML: *.png, #1 and a: b are meant as they stand.
         yaml_like = value.startswith(("[", "{", '"', "'"))
-        node = parse(value, f"the value of {quote(key)}") if yaml_like else Bare(value)
+        node = parse(value, f"the value of {quote(key)}", _IN_WORDS) if yaml_like else Bare(value)
         for name in reversed(names):
             node = {name: node}
         tree = _joined(tree, node, "")

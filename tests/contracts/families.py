@@ -17,6 +17,7 @@ from ornstein.choice import Choice, RunRef
 from ornstein.data.sources import Data
 from ornstein.diffusion.model import Diffusion
 from ornstein.diffusion.sampling import Sampling
+from ornstein.nats import Nats
 from ornstein.nn.frozen import Frozen
 from ornstein.objectives.base import Loss
 from ornstein.objectives.denoising import Denoising
@@ -106,18 +107,20 @@ class CodeObjective(Choice):
     def build(self, model, info, load):
         return self
 
-    def nats(self, model, x):
-        return -model.logits.log_softmax(0)[model.codec.indices(x)]
-
     def __call__(self, model, batch, context):
-        return Loss(self.nats(model, batch.x))
-
-    def likelihood(self, model, x, scale, noise):
-        return self.nats(model, x)
+        return Loss(-model.logits.log_softmax(0)[model.codec.indices(batch.x)])
 
 
 class DecodePrior(Choice):
     kind: Literal["decode_prior"] = "decode_prior"
+
+    @property
+    def no_law(self):
+        return None
+
+    def likelihood(self, model, info, x, noise):
+        nats = -model.logits.log_softmax(0)[model.codec.indices(x)]
+        return Nats({"codes": nats}, exact=True)
 
     def __call__(self, model, info, noise):
         u = noise.uniform(0, (1,))

@@ -159,5 +159,5 @@ def test_a_family_without_a_likelihood_says_so(tmp_path):
     run = Run.create(follow(tmp_path), tmp_path)
     for _ in run.train():
         break
-    with pytest.raises(ConfigError, match="'follow' offer no likelihood"):
+    with pytest.raises(ConfigError, match="offer no likelihood"):
         run.likelihood(run.dataset.x[:3])

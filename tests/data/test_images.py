@@ -63,7 +63,7 @@ def near(found, wanted, tolerance=12):
 
 
 def decoded(path: Path, size=(16, 16)):
-    return decode(path.read_bytes(), size)
+    return decode(path.read_bytes(), size).pixels
 
 
 # What a person sees
@@ -310,7 +310,7 @@ def test_damage_raises_nothing_else(tmp_path, suffix):
             if trial % 5 == 0:
                 del data[rng.integers(len(data)) :]
             with suppress(Unreadable):
-                assert decode(bytes(data), (16, 16)).shape == (3, 16, 16)
+                assert decode(bytes(data), (16, 16)).pixels.shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -423,7 +423,7 @@ def test_a_train_folder_of_unreadable_files(folder):
     fill(folder / "test", 3)
     (folder / "train").mkdir()
     (folder / "train" / "a.png").write_bytes(b"")
-    with pytest.raises(DataError, match="no image in the train folder"):
+    with pytest.raises(DataError, match="none of the images to train on"):
         read_folder(folder)
 
 
@@ -493,7 +493,7 @@ def test_the_second_start_decodes_nothing(folder, cache, monkeypatch):
     first = read_folder(folder, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(i, 7) for i in range(1, 8)]
     assert tree(folder) == before
-    assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".u8"]
+    assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".size", ".u8"]
     monkeypatch.setattr(images, "decode", None)
     second = read_folder(folder, progress=lambda done, total: calls.append((done, total)))
     assert len(calls) == 7

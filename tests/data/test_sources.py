@@ -203,7 +203,7 @@ def test_paths_are_recognised(here, monkeypatch):
         ("a.tar", "an archive: unpack it"),
         ("a.tar.gz", "an archive: unpack it"),
         ("a.csv", r"is text: save its numbers with numpy\.save"),
-        ("a.parquet", r"is a table or container: save its arrays with numpy\.savez"),
+        ("a.arrow", r"is a table or container: save its arrays with numpy\.savez"),
         ("a.pt", "likely a pickle, which can run any code"),
         ("a.pkl", "likely a pickle, which can run any code"),
         ("a.docx", "is not data that can be read"),
@@ -222,7 +222,7 @@ def test_what_is_not_data_is_said(here, text, says):
         (here / folder).mkdir()
     np.save(here / "data.npy", np.ones((3, 2)))
     np.savez(here / "arrays" / "b.npz", np.ones((3, 2)))
-    for name in ("a.zip", "a.tar", "a.tar.gz", "a.csv", "a.parquet", "a.pt", "a.pkl", "a.docx"):
+    for name in ("a.zip", "a.tar", "a.tar.gz", "a.csv", "a.arrow", "a.pt", "a.pkl", "a.docx"):
         (here / name).write_bytes(b"1")
     (here / "bare").write_bytes(b"1")
     (here / "loop").symlink_to(here / "loop")

@@ -16,6 +16,7 @@ from ornstein.diffusion.prediction import (
     Score,
     V,
     check_admissible,
+    clipped,
     mix,
     resolve,
 )
@@ -315,3 +316,23 @@ def test_a_level_may_hold_tensors_and_targets_follow():
         assert X0()(process, level) == (1.0, 0.0)
         assert Eps()(process, level) == (0.0, 1.0)
     assert isinstance(TARGETS["velocity"](VP(), Level(0.2, 0.1, 0.1))[0], float)
+
+
+# --- clipped ---------------------------------------------------------------------------------
+
+
+def test_clipping_keeps_the_image_in_range_and_the_plane_exact():
+    """x̂0 is clamped, ε̂ follows from x = α x̂0 + σ ε̂, the spread is kept; inside nothing changes."""
+    level = level_at(VP(), 0.4)
+    x = f64([[3.0, -0.1, -2.0]])
+    spread = torch.full_like(x, 0.3)
+
+    def denoise(x, level):
+        return Prediction.from_x0(x, level, x / 2)._replace(spread=spread)
+
+    kept = clipped(denoise, -1.0, 0.5)(x, level)
+    torch.testing.assert_close(kept.x0, f64([[0.5, -0.05, -1.0]]))
+    torch.testing.assert_close(level.alpha * kept.x0 + level.sigma * kept.eps, x)
+    assert kept.spread is spread
+    free = denoise(x, level)
+    torch.testing.assert_close(clipped(denoise, -9.0, 9.0)(x, level).eps, free.eps)

@@ -7,10 +7,14 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ornstein.cli.progress import clock, counted, show, watched
 from ornstein.cli.request import Request
+from ornstein.errors import printable
+
+if TYPE_CHECKING:
+    from ornstein.data.info import Originals
 
 
 class Outcome(NamedTuple):
@@ -58,7 +62,8 @@ def carry_out(
     start = run.samples
     learner = run.recipe.learner(run.info, loader(type(run.recipe))).to(run.device)
     parameters = sum(p.numel() for p in learner.parameters())
-    source = Stream(run.dataset, run.recipe.seed, run.recipe.objective.range)
+    recipe = run.recipe
+    source = Stream(run.dataset, recipe.seed, recipe.objective.range, recipe.augment)
     flops = flops_per_sample(learner, source, run.recipe.seed)
     bf16 = precision(run.recipe.optim.precision, run.device) == "bf16"
     peak = matmul_peak(run.device, torch.bfloat16 if bf16 else torch.float32)
@@ -87,26 +92,49 @@ def say(text: str) -> None:
     show(text)
 
 
-def _report_data(run: Any) -> None:
+def about_data(run: Any) -> list[str]:
+    """What is known of a run's data, a line for each thing."""
     info, bad = run.info, run.dataset.bad
     classes = f", {len(info.classes)} classes" if info.classes else ""
     shape = "×".join(map(str, info.shape))
-    say(
-        f"data: {info.name}, {info.count:,} samples of {shape}{classes}, {info.held_out:,} held out"
-    )
-    for file in bad[:5]:
-        say(f"skipped {_printable(file.path)}: {file.reason}")
-    if len(bad) > 5:
-        say(f"... and {len(bad) - 5:,} more")
+    resizing = _resizing(run.recipe.data, info.shape, run.dataset.originals)
+    return [
+        f"data: {info.name}, {info.count:,} samples of {shape}{classes}, "
+        f"{info.held_out:,} held out",
+        *filter(None, [resizing]),
+        *(f"skipped {printable(file.path)}: {file.reason}" for file in bad[:5]),
+        *([f"... and {len(bad) - 5:,} more"] if len(bad) > 5 else []),
+    ]
+
+
+def _report_data(run: Any) -> None:
+    for line in about_data(run):
+        say(line)
+    bad = run.dataset.bad
     if bad:
-        lines = "".join(f"{_printable(file.path)}\t{file.reason}\n" for file in bad)
+        lines = "".join(f"{printable(file.path)}\t{file.reason}\n" for file in bad)
         (run.path / "bad_files.tsv").write_text(lines, encoding="utf-8")
         say(f"{len(bad):,} unreadable files were skipped; {run.path}/bad_files.tsv lists them")
 
 
-def _printable(text: str) -> str:
-    """A file's name without characters that a terminal or a table would obey."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+def _resizing(source: Any, shape: tuple[int, ...], sizes: Originals | None) -> str:
+    """How images came by the size [C, H, W] that they have; "" where all of them had it."""
+    if sizes is None or set(sizes) == {shape[1:]}:
+        return ""
+    _, h, w = shape
+    small, middle, large = (f"{width}×{height}" for height, width in sizes)
+    which = large if small == large else f"{small} to {large} (half of them up to {middle})"
+    if small == large and sizes.median[0] * w == sizes.median[1] * h:
+        how = ""  # the proportions are right
+    else:
+        how = {"pad": "padded to a square and ", "stretch": "stretched to a square and "}.get(
+            getattr(source, "fit", "crop"), "cut square and "
+        )
+    change = "enlarged" if max(sizes.largest) < min(h, w) else "resized"
+    # Who has chosen a size needs no advice on it.
+    more = getattr(source, "size", h) is None and min(sizes.median) >= 2 * max(h, w)
+    advice = f"; data.size={2 * h} for more detail (about 4 times the work)" if more else ""
+    return f"images of {which} are {how}{change} to {w}×{h}{advice}"
 
 
 def _set_aside(path: Path) -> None:

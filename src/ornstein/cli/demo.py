@@ -17,11 +17,12 @@ def demo(*, runs: Path = Path("runs"), seed: int = 0) -> int:
         Seed of initial weights, data order and noise.
     """
     from ornstein.cli.carry import carry_out, say
-    from ornstein.cli.request import request
+    from ornstein.cli.request import check_options, request
 
     begun = time.monotonic()
-    say("a diffusion model learns scikit-learn's 8×8 scans of handwritten digits")
     asked = request("demo", options={"seed": seed})
+    check_options("demo", runs)
+    say("a diffusion model learns scikit-learn's 8×8 scans of handwritten digits")
     outcome = carry_out(asked, runs=runs, name=f"demo-{seed}" if seed else "demo")
     if outcome.code:
         return outcome.code

@@ -9,7 +9,10 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-EXTRAS = {"dev": ("pytest", "hypothesis", "mypy", "ruff", "pyarrow")}
+EXTRAS = {
+    "parquet": ("pyarrow",),
+    "dev": ("pytest", "hypothesis", "mypy", "ruff", "pyarrow"),
+}
 
 
 def doctor() -> int:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from ornstein.evaluation import Scores
+    from ornstein.scores import Baseline, Estimate, Metric, Scores
+
+_BESIDE: dict[Baseline, str] = {
+    "halves": "two halves",
+    "held_out": "held-out",
+    "train": "training",
+    "gaussian": "one Gaussian",
+}
+_FORM: dict[Metric, str] = {"kernel": "{:.3g}", "memorised": "{:.1%}"}
+_WORDS = {"train": "training", "held_out": "held-out"}
 
 
 def evaluate(
@@ -18,6 +28,9 @@ def evaluate(
     seed: int = 0,
     steps: int | None = None,
     average: str = "",
+    extractor: str = "",
+    split: Literal["train", "held_out"] = "train",
+    likelihood: int = 256,
     json: Annotated[bool, Parameter(negative="")] = False,
     runs: Path = Path("runs"),
 ) -> None:
@@ -32,49 +45,109 @@ def evaluate(
     n: int
         How many samples to generate.
     seed: int
-        Seed of the samples, the halves and the interval.
+        Seed of the samples, and of what they are compared with.
     steps: int
         Steps of the sampler.
     average: str
         Which average of the weights; "none" for the last weights.
+    extractor: str
+        Whose features: classifier, pixels, or a safetensors file with the weights of the FID
+        network; by default the classifier where the data has classes.
+    split: Literal["train", "held_out"]
+        Which real samples to compare with.
+    likelihood: int
+        On how many held-out samples bits/dim is measured, where the sampler has it; 0 for none.
     json: bool
-        Print the scores as JSON.
+        Print the whole record as JSON.
     runs: Path
         The folder of all runs.
     """
+    from ornstein.cli.carry import say
     from ornstein.cli.request import generation
     from ornstein.run import Run
 
     opened = Run.open(run, runs)
     chosen, _ = generation(opened.recipe.generation, steps, overrides)
-    scores = opened.scores(n, seed, generation=chosen, average=average)
-    print(scores.model_dump_json(indent=1) if json else table(scores))
+    if Path(extractor).is_file():
+        say(
+            "the FID network looks at the data and the samples, a few images a second without a "
+            "GPU; what it says of the data is kept for the next time"
+        )
+    scores = opened.scores(
+        n,
+        seed,
+        generation=chosen,
+        average=average,
+        extractor=extractor,
+        split=split,
+        likelihood=likelihood,
+    )
+    if json:
+        print(scores.model_dump_json(indent=1))
+        return
+    print(table(scores))
+    if likelihood and scores.likelihood is None:
+        print(f"no bits/dim: {chosen.no_law or 'nothing is held out of the data'}")
 
 
 def table(scores: Scores) -> str:
     """Scores with what they are measured against, for a person to read."""
-    held_out = (
-        ""
-        if scores.held_out is None
-        else f"  {scores.held_out:8.3f}  {scores.held_out_count:,} held-out real samples\n"
-    )
-    sure = (
-        ""
-        if scores.confidence is None
-        else (
-            f"the classifier (held-out accuracy {scores.accuracy:.1%}) is {scores.confidence:.0%} "
-            f"sure of its class on average; entropy of classes {scores.entropy:.2f} nats\n"
+    from ornstein.scores import METRICS
+
+    protocol, classes = scores.protocol, scores.classes
+    beside = [name for name in _BESIDE if name in scores.baselines]
+    rows = [
+        ["", "this model", "95 % interval", *(_BESIDE[name] for name in beside)],
+        ["samples", f"{protocol.generated:,}", ""],
+    ]
+    rows[1] += [f"{scores.baselines[name].count:,}" for name in beside]
+    for metric in METRICS:
+        if metric in scores.metrics:
+            form = _FORM.get(metric, "{:.3f}")
+            others = [scores.baselines[name].values.get(metric) for name in beside]
+            name, of, _ = protocol.names[metric].partition(" (")
+            name = "IS (own classes)" if of else name  # which they are, the features say
+            rows.append([name, *_interval(scores.metrics[metric], form)])
+            rows[-1] += ["" if value is None else form.format(value) for value in others]
+    if scores.likelihood is not None:
+        kind = "bits/dim" if scores.likelihood.exact else "bits/dim, at most"
+        rows.append([kind, *_interval(scores.likelihood.bits_per_dim, "{:.3f}")])
+    accuracy = f", held-out accuracy {protocol.accuracy:.1%}" if protocol.accuracy else ""
+    lines = [
+        f"{protocol.generated:,} samples against {protocol.reference:,} of the "
+        f"{_WORDS[protocol.split]} split (seed {protocol.seed})",
+        f"features: {protocol.extractor}{accuracy}",
+        "",
+        *aligned(rows),
+        "",
+        f"{protocol.names['frechet']} falls with the number of samples: compare at equal counts",
+    ]
+    if classes is not None:
+        lines.append(
+            f"the classifier is {classes.confidence:.0%} sure of its class on average; "
+            f"entropy of classes {classes.entropy:.2f} nats"
         )
-    )
-    return (
-        f"{scores.name} of {scores.generated:,} samples to {scores.reference:,} of the training "
-        f"split\n(features: {scores.extractor}; seed {scores.seed})\n"
-        f"  {scores.value:8.3f}  this model, 95 % interval {scores.low:.3f} to {scores.high:.3f}\n"
-        f"  {scores.halves:8.3f}  two halves of the real data, {scores.reference // 2:,} each\n"
-        f"{held_out}"
-        f"  {scores.gaussian:8.3f}  1,000 samples of one Gaussian fitted to the data\n"
-        "(a distance falls with the number of samples: compare at equal counts)\n"
-        f"{sure}"
-        f"memorised: {scores.memorised:.1%} are as near to a training sample as the nearest 1 % "
-        "of unseen data"
-    )
+    lines.append("memorised: as near to a training sample as the nearest 1 % of unseen data")
+    if scores.likelihood is not None:
+        found = scores.likelihood
+        parts = " + ".join(f"{name} {value:.3f}" for name, value in found.parts.items())
+        lines.append(
+            f"bits/dim: of {found.count:,} {_WORDS[found.split]} samples, {parts}; "
+            f"{found.nats.value:.1f} nats per sample"
+        )
+    return "\n".join(lines)
+
+
+def _interval(found: Estimate, form: str) -> list[str]:
+    return [form.format(found.value), f"{form.format(found.low)} to {form.format(found.high)}"]
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Rows as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    lines = []
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=False)]
+        lines.append("  ".join(cells).rstrip())
+    return lines

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ornstein import fsops
 from ornstein.data.sources import recognise
 from ornstein.diffusion.sampling import Sampling
-from ornstein.errors import ConfigError
+from ornstein.errors import ConfigError, DataError, quote
 from ornstein.recipe import Recipe, named, names
+from ornstein.sentences import like_path, paths
 from ornstein.settings import Resolved, load_yaml, resolve
 
 
@@ -55,10 +57,30 @@ def request(
         given = source.model_dump(mode="json", exclude_unset=True)
         words.append(f"data.kind={source.kind}")
         words += [f"data.{key}={_quoted(value)}" for key, value in given.items() if key != "kind"]
+    for word in overrides:
+        if "=" not in word and data is None and _is_data(word):
+            raise ConfigError(f"{quote(word)} is no setting; to train on it, write --data {word}")
     found: Resolved[Recipe] = resolve(Recipe, base, file, [*words, *overrides])
     # That other data has other settings goes without saying.
     notes = tuple(note for note in found.notes if data is None or not note.startswith("data "))
     return Request(found.value, found.provenance, notes)
+
+
+def check_options(
+    recipe: str, runs: Path, save_every: float = 60.0, allow: Sequence[str] = ()
+) -> None:
+    """Refuse, before any work, options that could only fail after it.
+
+    Raises: ConfigError, StorageError (a folder of runs that cannot be made or written).
+    """
+    if not save_every > 0:
+        raise ConfigError(f"--save-every must be above 0 seconds, got {save_every:g}")
+    known = paths(Recipe)
+    for key in allow:
+        if key not in known:
+            hint = like_path(key, known) or f"; `ornstein show {recipe}` lists them"
+            raise ConfigError(f"--allow-change: there is no setting {quote(key)}{hint}")
+    fsops.check_folder(runs)
 
 
 def generation(
@@ -68,6 +90,14 @@ def generation(
     words = [] if steps is None else [f"steps={steps}"]
     words += [word.removeprefix("generation.") for word in overrides]
     return (resolve(Sampling, base, None, words).value, True) if words else (base, False)
+
+
+def _is_data(word: str) -> bool:
+    """Whether a word names data, so that who wrote it has likely forgotten --data."""
+    try:
+        return Path(word).exists() or bool(recognise(word))
+    except (DataError, OSError, ValueError):
+        return False
 
 
 def _quoted(value: Any) -> str:

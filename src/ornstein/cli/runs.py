@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
-from ornstein.errors import OrnsteinError
+from ornstein.errors import ConfigError, OrnsteinError
+from ornstein.log import last_line
 
 
 def runs(*, runs: Path = Path("runs")) -> None:
@@ -17,6 +17,8 @@ def runs(*, runs: Path = Path("runs")) -> None:
     runs: Path
         The folder of all runs.
     """
+    if runs.exists() and not runs.is_dir():
+        raise ConfigError(f"{runs} is a file; give the folder that holds the runs with --runs")
     folders = [
         path.parent
         for path in sorted(runs.glob("*/recipe.yaml"))
@@ -33,7 +35,7 @@ def runs(*, runs: Path = Path("runs")) -> None:
 def _described(folder: Path) -> str:
     try:
         return _progress(folder) + _score(folder)
-    except (OrnsteinError, OSError, ValueError, TypeError, LookupError) as error:
+    except Exception as error:  # what somebody has edited makes its readers raise anything
         return f"damaged: {' '.join(str(error).split())[:100]}"
 
 
@@ -41,7 +43,7 @@ def _progress(folder: Path) -> str:
     from ornstein.settings import load_yaml
 
     total = load_yaml(folder / "recipe.yaml").get("optim", {}).get("samples")
-    last = _last_line(folder / "metrics.jsonl")
+    last = last_line(folder / "metrics.jsonl")
     if last is None:
         return "not trained yet"
     age = time.time() - (folder / "metrics.jsonl").stat().st_mtime
@@ -49,28 +51,17 @@ def _progress(folder: Path) -> str:
     return f"{state:>8}  {last['samples']:,} samples  loss {last['loss']:.4f}  {_ago(age)}"
 
 
-def _last_line(path: Path) -> dict[str, float] | None:
-    """The last whole line of a log; a torn one is left out."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        lines = file.read().splitlines()
-    for line in reversed(lines):
-        try:
-            value: dict[str, float] = json.loads(line)
-            return value
-        except ValueError:
-            continue
-    return None
-
-
 def _score(folder: Path) -> str:
+    """The last score; one that cannot be read is no reason to hide the run."""
+    from ornstein.scores import Scores, read
+
     try:
-        scores = json.loads((folder / "scores.json").read_bytes())
-        return f"  {scores[-1]['name']} {scores[-1]['value']:.3g}"
-    except (OSError, ValueError, LookupError):
+        last = read(folder / "scores.json")[-1]
+    except (OrnsteinError, LookupError):
         return ""
+    if isinstance(last, Scores):
+        return f"  {last.protocol.names['frechet']} {last.frechet.value:.3g}"
+    return f"  {last.name} {last.value:.3g} (older score)"
 
 
 def _ago(seconds: float) -> str:

@@ -58,16 +58,20 @@ def sample(
     if changed:
         digest = hashlib.sha256(chosen.model_dump_json().encode()).hexdigest()[:6]
         how = f"{chosen.step.kind}-{chosen.grid.kind}-{chosen.steps}-{digest}-{how}"
-    folder = out or opened.path / "samples"
-    fsops.make_folder(folder)
+    folder, option = (opened.path / "samples", "--runs") if out is None else (out, "--out")
+    fsops.check_folder(folder, option)
     drawable = opened.info.kind == "image"
     if save == "png" and not drawable:
         raise ConfigError(f"the samples of {run} are no images; write --save npz")
     everything = ("grid", "png", "npz", "gif") if drawable else ("grid", "npz", "gif")
     wanted = everything if save == "all" else (save,)
 
-    def write(name: str, content: bytes) -> None:
+    def put(name: str, content: bytes) -> None:
+        fsops.make_folder(folder, option)
         fsops.replace(folder / name, content)
+
+    def write(name: str, content: bytes) -> None:
+        put(name, content)
         print(folder / name)
 
     if set(wanted) - {"gif"}:
@@ -81,7 +85,7 @@ def sample(
         if "png" in wanted:
             for i, one in enumerate(x):
                 image = pictures.single(one, opened.info)
-                fsops.replace(folder / f"{how}-{i:05d}.png", pictures.png(image))
+                put(f"{how}-{i:05d}.png", pictures.png(image))
             print(f"{folder}/{how}-*.png: {len(x)} images")
     if "gif" in wanted:
         states = opened.states(min(n, 64), seed, generation=chosen, average=average)

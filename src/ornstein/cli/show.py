@@ -23,11 +23,11 @@ def show(name: str, other: str | None = None, *, runs: Path = Path("runs")) -> N
     """
     from ornstein.settings import difference
 
-    first = _recipe(name, runs)
+    first = recipe_of(name, runs)
     if other is None:
         print(first.yaml(), end="")
         return
-    for key, (left, right) in difference(first, _recipe(other, runs)).items():
+    for key, (left, right) in difference(first, recipe_of(other, runs)).items():
         print(f"{key}: {_shown(left)} -> {_shown(right)}")
 
 
@@ -37,7 +37,8 @@ def _shown(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _recipe(name: str, runs: Path) -> Recipe:
+def recipe_of(name: str, runs: Path) -> Recipe:
+    """The recipe of a recipe's name, a run or a YAML file. Raises: ConfigError for another word."""
     from ornstein.cli.request import request
     from ornstein.errors import ConfigError, nearest
     from ornstein.recipe import Recipe, named, names

@@ -22,6 +22,7 @@ def train(
     fresh: Annotated[bool, Parameter(negative="")] = False,
     allow_change: tuple[str, ...] = (),
     previews: bool = True,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Train a recipe on your data; the same command goes on where it stopped.
 
@@ -32,7 +33,8 @@ def train(
     overrides: str
         Dotted settings, such as optim.lr=1e-3 or model.network.channels=[32,64].
     data: str
-        A folder of images, a .npy or .npz file, "digits", or the name of a toy distribution.
+        A folder of images, a .parquet, .npy or .npz file, "digits", "shapes", or the name of a toy
+        distribution.
     minutes: float
         How long to train; the speed is measured once and turned into samples.
     samples: int
@@ -53,12 +55,21 @@ def train(
         Settings that may differ from those an existing run was made with.
     previews: bool
         Draw pictures at fixed seeds while training, in at most 3 % of the time.
+    dry_run: bool
+        Only say what would be trained, with the source of every setting, and what it would take:
+        memory, time and disk. No run is made.
     """
     from ornstein.cli.carry import carry_out
-    from ornstein.cli.request import request
+    from ornstein.cli.dry_run import dry_run as rehearse
+    from ornstein.cli.request import check_options, request
 
     options = {"optim.minutes": minutes, "optim.samples": samples, "seed": seed}
     asked = request(recipe, data, file, options, overrides)
+    check_options(recipe, runs, save_every, allow_change)
+    if dry_run:
+        return rehearse(
+            asked, runs=runs, name=run, fresh=fresh, allow=allow_change, previews=previews
+        )
     return carry_out(
         asked,
         runs=runs,

@@ -8,18 +8,23 @@ pixels a side. It is then read like this:
     opacity      what is transparent shows white
     16-bit grey  0 ... 65535 becomes 0 ... 255
     CMYK         as RGB, without colour profiles
-    size         the largest centred part of the right proportions, resized with antialiasing
+    size         resized with antialiasing; what has other proportions is fitted first:
+                 crop     the largest centred part of the right proportions
+                 pad      all of it, centred on white
+                 stretch  all of it, each side by its own factor
 
 A file that cannot be read is left out and named, with the reason; nothing in the folder is ever
 changed. Decoded pixels are kept in a cache, so that the next start takes no decoding:
 
     <cache>/images/<key>.u8     uint8 [N, C, H, W]
-    <cache>/images/<key>.json   files, labels, classes, bad files, fingerprint
+    <cache>/images/<key>.json   names, labels, classes, bad files, fingerprint
+    <cache>/images/<key>.size   the (H, W) that was chosen where none was asked for
 
 where <cache> is $ORNSTEIN_CACHE, else $XDG_CACHE_HOME/ornstein, else ~/.cache/ornstein, and the
 key is a hash of the folder, the settings and every file's name, size, mode and time of change.
-The index is written last and only a pair that fits is used. The cache is not limited in size:
-its files, and what begins with `.tmp-` after a crash, may be deleted whenever no run reads them.
+The index is written after the pixels and only a pair that fits is used; pixels of one size are
+kept once, whether it was asked for or chosen. The cache is not limited in size: its files, and
+what begins with `.tmp-` after a crash, may be deleted whenever no run reads them.
 """
 
 import hashlib
@@ -29,7 +34,8 @@ import os
 import stat
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -40,7 +46,7 @@ import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError
 
-from ornstein.data.info import BadFile
+from ornstein.data.info import BadFile, Fit, Originals, originals
 from ornstein.errors import DataError, StorageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -58,6 +64,12 @@ _OTHER = frozenset(
 SUFFIXES = _READ | _OTHER
 """The endings of file names that are looked at; other files are ignored, and counted."""
 
+BLOCK = 256
+"""How many images are handed to the threads at a time, which bounds what waits in memory."""
+
+COMMON = 10
+"""How many of the most common sizes are remembered."""
+
 MAX_FILE = 64 * 10**6
 MAX_PIXELS = 50 * 10**6
 MAX_SIDE = 16384
@@ -66,8 +78,7 @@ TRAIN = frozenset({"train", "training"})
 HELD_OUT = frozenset({"test", "testing", "val", "valid", "validation"})
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
-_LAYOUT = 1  # of the cache; another number means another way of reading
-_BLOCK = 256  # files handed to the threads at a time, which bounds what waits in memory
+_LAYOUT = 3  # of the cache; another number means another way of reading
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -90,12 +101,43 @@ class File(NamedTuple):
     mode: int
 
 
-class Images(NamedTuple):
-    """A folder's images.
+class Unreadable(Exception):
+    """Why an image cannot be used, in one sentence."""
 
-    x: uint8 [N, C, H, W], memory-mapped, read-only. files: N relative paths, sorted.
-    label: int64 [N] or None. held_out: bool [N] if the folder has splits of its own, else None.
-    bad: files left out, with relative paths. ignored: how many files are no images by name.
+
+class Item(NamedTuple):
+    """An image that is still to be read. name: as people are told of it. size: in bytes.
+    content: its file, its bytes, or why there are none."""
+
+    name: str
+    size: int
+    content: Path | bytes | Unreadable
+
+
+Blocks = Callable[[], Iterable[Sequence[Item]]]
+"""Items, at most `BLOCK` at a time; the same ones whenever it is called."""
+
+
+class Told(NamedTuple):
+    """What is known of N images besides their pixels.
+
+    label: the number of each one's class, or None. held_out: whether each is, or None where no
+    split is given.
+    """
+
+    label: list[int] | None
+    classes: list[str]
+    held_out: list[bool] | None
+
+
+class Images(NamedTuple):
+    """Images of one size.
+
+    x: uint8 [N, C, H, W], memory-mapped, read-only. files: N names, such as relative paths.
+    label: int64 [N] or None. held_out: bool [N] if there are splits of its own, else None.
+    bad: what was left out, by name. ignored: how many files are no images by their names.
+    originals: the sizes that the N images had before they were fitted. common: the most common
+    of these, and how many images had each.
     """
 
     x: np.ndarray
@@ -106,10 +148,15 @@ class Images(NamedTuple):
     bad: tuple[BadFile, ...]
     ignored: int
     fingerprint: str
+    originals: Originals
+    common: tuple[tuple[tuple[int, int], int], ...]
 
 
-class Unreadable(Exception):
-    """Why an image cannot be used, in one sentence."""
+class Decoded(NamedTuple):
+    """An image as a person sees it: uint8 [3, H, W], and its size (H, W) before it was fitted."""
+
+    pixels: np.ndarray
+    original: tuple[int, int]
 
 
 def read_folder(
@@ -117,6 +164,7 @@ def read_folder(
     size: int | None = None,
     channels: int | None = None,
     progress: Progress | None = None,
+    fit: Fit = "crop",
 ) -> Images:
     """All images below `root`, `size` × `size` pixels with 1 or 3 channels.
 
@@ -136,54 +184,65 @@ def read_folder(
         raise DataError(f"{root} is not a folder")
     files, missed, ignored = scan(root)
     split = _has_splits(files, root)
-    if len(files) < 2:
-        raise DataError(_too_few(root, len(files), missed, ignored))
+
+    def blocks() -> Iterator[list[Item]]:
+        for start in range(0, len(files), BLOCK):
+            part = files[start : start + BLOCK]
+            yield [Item(file.path, file.size, root / file.path) for file in part]
+
+    def told(good: list[int]) -> Told:
+        return _places([files[i].path for i in good], split)
+
+    key = [str(root.resolve()), files, missed]
+    return gather(
+        root, key, len(files), blocks, told, size, channels, progress, fit, missed, ignored
+    )
+
+
+def gather(
+    where: Path,
+    key: Sequence[Any],
+    total: int,
+    blocks: Blocks,
+    told: Callable[[list[int]], Told],
+    size: int | None = None,
+    channels: int | None = None,
+    progress: Progress | None = None,
+    fit: Fit = "crop",
+    missed: Sequence[BadFile] = (),
+    ignored: int = 0,
+) -> Images:
+    """The images of `blocks`, `total` of them, in one array: from the cache if it has them.
+
+    where: the folder or file, for messages. key: JSON that tells these images from any others.
+    told: asked about the items with these numbers, once it is known which are good. missed: what
+    is bad besides. size, channels, progress, fit and errors: see `read_folder`.
+    """
+    if total < 2:
+        raise DataError(_too_few(where, total, missed, ignored))
     cache = cache_folder() / "images"
-    listing = [_LAYOUT, PIL.__version__, str(root.resolve()), size, channels, files, missed]
-    key = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:40]
-    pixels, index = cache / f"{key}.u8", cache / f"{key}.json"
-    known = _cached(pixels, index, ignored)
-    if known is not None:
-        return known
-    part = cache / f".tmp-{uuid.uuid4().hex}"
+    listing = json.dumps([_LAYOUT, PIL.__version__, channels, fit, *key])
+    note = cache / f"{_digest(listing)}.size"
     with warnings.catch_warnings():
         # Pillow warns of large images, where our own limit decides, and of odd metadata.
         warnings.simplefilter("ignore")
-        with _storing(cache):
-            cache.mkdir(parents=True, exist_ok=True)
-            part.touch()
-        try:
-            read, shape = _decode_all(root, files, size, channels, part, progress)
-            good = [file.path for file, result in zip(files, read, strict=True) if result[0]]
-            bad = sorted(
-                missed
-                + [BadFile(_shown(f.path), r[1]) for f, r in zip(files, read, strict=True) if r[1]]
-            )
-            if len(good) < 2:
-                raise DataError(_too_few(root, len(good), bad, ignored))
-            label, classes, held_out = _places(good, split)
-            if held_out is not None and all(held_out):
-                raise DataError(f"no image in the train folder of {root} can be read")
-            digests = [result[0] for result in read if result[0]]
-            content = [digests, shape[1:], label, classes, held_out]
-            entry = {
-                "shape": shape,
-                "files": good,
-                "label": label,
-                "classes": classes,
-                "held_out": held_out,
-                "bad": bad,
-                "fingerprint": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
-            }
-            with _storing(cache):
-                _commit(part, pixels)
+        noted = (size, size) if size else _noted(note)
+        shape = noted or _common_size(_sizes(blocks()))
+        stem = _digest(f"{shape} {listing}")
+        pixels, index = cache / f"{stem}.u8", cache / f"{stem}.json"
+        known = _cached(pixels, index, ignored)
+        if known is None:
+            with _stored(pixels) as part:
+                found = _decode_all(blocks(), total, shape, channels, fit, part, progress)
+                entry = _entry(where, found, told, fit, missed, ignored)
+            with _stored(index) as part, _storing(cache):
                 part.write_text(json.dumps(entry), encoding="utf-8")
-                _commit(part, index)
-        finally:
-            part.unlink(missing_ok=True)
-    known = _cached(pixels, index, ignored)
+            known = _cached(pixels, index, ignored)
     if known is None:
         raise StorageError(f"the image cache at {cache} does not keep what is written to it")
+    if noted is None:
+        with _stored(note) as part, _storing(cache):
+            part.write_text(json.dumps(shape), encoding="utf-8")
     return known
 
 
@@ -216,7 +275,7 @@ def walk(root: Path) -> Iterator[File | BadFile | None]:
             if {"recipe.yaml", "data.json"} <= {entry.name for entry in entries}:
                 continue  # a run of ours, whose pictures are not data
         except OSError as error:
-            yield BadFile(_shown(folder), f"The folder cannot be read: {_cause(error)}.")
+            yield BadFile(shown(folder), f"The folder cannot be read: {cause(error)}.")
             continue
         for entry in entries:
             if entry.name.startswith("."):
@@ -226,15 +285,15 @@ def walk(root: Path) -> Iterator[File | BadFile | None]:
             try:
                 status = entry.stat()
             except OSError as error:  # a link to nowhere or to itself
-                reason = f"It cannot be reached: {_cause(error)}."
-                yield BadFile(_shown(path), reason) if image else None
+                reason = f"It cannot be reached: {cause(error)}."
+                yield BadFile(shown(path), reason) if image else None
                 continue
             if stat.S_ISDIR(status.st_mode):
                 (linked if entry.is_symlink() else real).append(path)
             elif not image:
                 yield None
             elif not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-                yield BadFile(_shown(path), "It is not an ordinary file.")
+                yield BadFile(shown(path), "It is not an ordinary file.")
             else:
                 yield File(path, status.st_size, status.st_mtime_ns, status.st_mode)
 
@@ -252,9 +311,10 @@ def scan(root: Path) -> tuple[list[File], list[BadFile], int]:
     return sorted(files), sorted(bad), ignored
 
 
-def decode(data: bytes, size: tuple[int, int]) -> np.ndarray:
-    """The image in the bytes of a file, uint8 [3, H, W] for size (H, W). Unreadable: why not."""
+def decode(data: bytes, size: tuple[int, int], fit: Fit = "crop") -> Decoded:
+    """The image in the bytes of a file, fitted to size (H, W). Unreadable: why there is none."""
     image = _opened(io.BytesIO(data))
+    width, height = image.size
     try:
         # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, if twice the wanted size remains.
         # Orientation may swap H and W later, so the larger of them is asked for both ways.
@@ -263,17 +323,18 @@ def decode(data: bytes, size: tuple[int, int]) -> np.ndarray:
             image.draft(None, (int(image.width * scale), int(image.height * scale)))
         image.load()
         turn = _orientation(image)  # after loading: a TIFF has then obeyed and dropped its own
-        fitted = _fit(_plain(image), size if turn < 5 else size[::-1])
+        fitted = _fitted(_plain(image), size if turn < 5 else size[::-1], fit)
         if turn in _TURN:
             fitted = fitted.transpose(_TURN[turn])
         if fitted.mode == "RGBA":
             white = Image.new("RGBA", fitted.size, "white")
             fitted = Image.alpha_composite(white, fitted)
-        return np.ascontiguousarray(np.asarray(fitted.convert("RGB")).transpose(2, 0, 1))
+        pixels = np.ascontiguousarray(np.asarray(fitted.convert("RGB")).transpose(2, 0, 1))
+        return Decoded(pixels, (height, width) if turn < 5 else (width, height))
     except (Unreadable, MemoryError):
         raise
     except Exception as error:  # decoders raise almost anything on damaged data
-        raise Unreadable(f"The file is damaged: {_cause(error)}.") from error
+        raise Unreadable(f"The file is damaged: {cause(error)}.") from error
 
 
 def _opened(file: IO[bytes]) -> Image.Image:
@@ -295,7 +356,7 @@ def _opened(file: IO[bytes]) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:
-        raise Unreadable(f"The file is damaged: {_cause(error)}.") from error
+        raise Unreadable(f"The file is damaged: {cause(error)}.") from error
     if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
         raise Unreadable(_TOO_LARGE)
     return image
@@ -330,11 +391,22 @@ def _plain(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def _fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The largest centred part of the proportions of `size` (H, W), resized to it."""
+def _fitted(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
+    """The image with the size (H, W)."""
     (h, w), (width, height) = size, image.size
     if (width, height) == (w, h):
         return image
+    if fit == "stretch":
+        return image.resize((w, h), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    if fit == "pad":
+        scale = min(w / width, h / height)
+        inner = max(1, round(width * scale)), max(1, round(height * scale))
+        canvas = Image.new(image.mode, (w, h), "white")
+        canvas.paste(
+            image.resize(inner, Image.Resampling.LANCZOS, reducing_gap=3.0),
+            ((w - inner[0]) // 2, (h - inner[1]) // 2),
+        )
+        return canvas
     scale = max(w / width, h / height)
     # Half of what is cut away on each side; rounding must not leave the image.
     x, y = max(0.0, (width - w / scale) / 2), max(0.0, (height - h / scale) / 2)
@@ -342,63 +414,117 @@ def _fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize((w, h), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
+class _Found(NamedTuple):
+    """What was read. good: numbers of items; names, digests (SHA-256 of their bytes) and sizes
+    are theirs. shape: [N, C, H, W] of the pixels written."""
+
+    good: list[int]
+    names: list[str]
+    digests: list[str]
+    sizes: list[tuple[int, int]]
+    bad: list[BadFile]
+    shape: tuple[int, int, int, int]
+
+
 def _decode_all(
-    root: Path,
-    files: list[File],
-    size: int | None,
+    blocks: Iterable[Sequence[Item]],
+    total: int,
+    size: tuple[int, int],
     channels: int | None,
+    fit: Fit,
     part: Path,
     progress: Progress | None,
-) -> tuple[list[tuple[str, str]], tuple[int, int, int, int]]:
-    """Write the pixels to `part`; each file's SHA-256 or the reason it is bad, and the shape."""
-    read: list[tuple[str, str]] = []
-    count, grey = 0, channels is None
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool, part.open("wb") as out:
-        h, w = (size, size) if size else _common_size(_sizes(root, files, pool))
-        work = partial(_read, root, size=(h, w), channels=channels or 3)
-        for start in range(0, len(files), _BLOCK):
-            for pixels, digest, reason in pool.map(work, files[start : start + _BLOCK]):
-                read.append((digest, reason))
-                if pixels is not None:
-                    count += 1
-                    grey = grey and bool((pixels == pixels[:1]).all())
+) -> _Found:
+    """Decode all items, in threads, and write the pixels of the good ones to `part` in order."""
+    good, names, digests, bad = list[int](), list[str](), list[str](), list[BadFile]()
+    sizes = list[tuple[int, int]]()
+    done, grey = 0, channels is None
+    work = partial(_read, size=size, channels=channels or 3, fit=fit)
+    with ThreadPoolExecutor(_threads()) as pool, part.open("wb") as out:
+        for block in blocks:
+            for item, (image, digest, reason) in zip(block, pool.map(work, block), strict=True):
+                if image is None:
+                    bad.append(BadFile(shown(item.name), reason))
+                else:
+                    good.append(done)
+                    names.append(item.name)
+                    digests.append(digest)
+                    sizes.append(image.original)
+                    grey = grey and bool((image.pixels == image.pixels[:1]).all())
                     with _storing(part.parent):
-                        out.write(pixels.tobytes())
+                        out.write(image.pixels.tobytes())
+                done += 1
                 if progress is not None:
-                    progress(len(read), len(files))
-    if grey and count:
+                    progress(done, total)
+    if grey and good:
         with _storing(part.parent):
-            _keep_first_channel(part, (count, 3, h, w))
-    return read, (count, 1 if grey else channels or 3, h, w)
+            _keep_first_channel(part, (len(good), 3, *size))
+    shape = (len(good), 1 if grey else channels or 3, *size)
+    return _Found(good, names, digests, sizes, bad, shape)
+
+
+def _entry(
+    where: Path,
+    found: _Found,
+    told: Callable[[list[int]], Told],
+    fit: Fit,
+    missed: Sequence[BadFile],
+    ignored: int,
+) -> dict[str, Any]:
+    """The index of what was read. DataError: it is too little."""
+    bad = sorted([*missed, *found.bad]) if missed else found.bad
+    if len(found.good) < 2:
+        raise DataError(_too_few(where, len(found.good), bad, ignored))
+    label, classes, held_out = told(found.good)
+    if held_out is not None and all(held_out):
+        raise DataError(f"none of the images to train on in {where} can be read")
+    content = [found.digests, found.shape[1:], fit, label, classes, held_out]
+    return {
+        "shape": found.shape,
+        "files": found.names,
+        "label": label,
+        "classes": classes,
+        "held_out": held_out,
+        "bad": bad,
+        "originals": originals(found.sizes),
+        "common": Counter(found.sizes).most_common(COMMON),
+        "fingerprint": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+    }
 
 
 def _read(
-    root: Path, file: File, size: tuple[int, int], channels: int
-) -> tuple[np.ndarray | None, str, str]:
-    """(pixels, SHA-256 of the file, "") or (None, "", reason)."""
+    item: Item, size: tuple[int, int], channels: int, fit: Fit
+) -> tuple[Decoded | None, str, str]:
+    """(image, SHA-256 of its bytes, "") or (None, "", reason)."""
     try:
-        if file.size > MAX_FILE:
+        if item.size > MAX_FILE:
             raise Unreadable(f"It is larger than {MAX_FILE // 10**6} MB.")
+        if isinstance(item.content, Unreadable):
+            raise item.content
         try:
-            data = (root / file.path).read_bytes()
+            data = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
         except OSError as error:
-            raise Unreadable(f"It cannot be opened: {_cause(error)}.") from error
-        pixels = decode(data, size)
+            raise Unreadable(f"It cannot be opened: {cause(error)}.") from error
+        pixels, original = decode(data, size, fit)
     except Unreadable as reason:
         return None, "", str(reason)
     if channels == 1 and (pixels != pixels[:1]).any():
         pixels = np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).convert("L"))[None]
-    return pixels[:channels], hashlib.sha256(data).hexdigest(), ""
+    return Decoded(pixels[:channels], original), hashlib.sha256(data).hexdigest(), ""
 
 
-def _sizes(root: Path, files: list[File], pool: ThreadPoolExecutor) -> list[tuple[int, int]]:
+def _sizes(blocks: Iterable[Sequence[Item]]) -> list[tuple[int, int]]:
     """(H, W) of every image whose header can be read, as it will be seen."""
 
-    def look(file: File) -> tuple[int, int] | None:
-        if file.size > MAX_FILE:
+    def look(item: Item) -> tuple[int, int] | None:
+        data = item.content
+        if item.size > MAX_FILE or isinstance(data, Unreadable):
             return None
         try:
-            with (root / file.path).open("rb") as stream, _opened(stream) as image:
+            with (
+                io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as stream,
+                _opened(stream) as image,
+            ):
                 # Asking a PNG without EXIF for it decodes the image; a TIFF's size is right.
                 ask = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
                 turned = ask and _orientation(image) >= 5
@@ -406,8 +532,12 @@ def _sizes(root: Path, files: list[File], pool: ThreadPoolExecutor) -> list[tupl
         except (Unreadable, OSError):
             return None  # decoding will say why
 
-    blocks = (files[start : start + _BLOCK] for start in range(0, len(files), _BLOCK))
-    return [size for block in blocks for size in pool.map(look, block) if size is not None]
+    with ThreadPoolExecutor(_threads()) as pool:
+        return [size for block in blocks for size in pool.map(look, block) if size is not None]
+
+
+def _threads() -> int:
+    return min(4, os.cpu_count() or 1)
 
 
 def _common_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
@@ -442,21 +572,34 @@ def _has_splits(files: list[File], root: Path) -> bool:
         return False
     others = sorted(name for name in top if name.lower() not in TRAIN | HELD_OUT)
     if others:
-        where = f"the folder {_shown(others[0])!r}" if others[0] else "images"
+        where = f"the folder {shown(others[0])!r}" if others[0] else "images"
         raise DataError(f"{root} has train and test folders and {where} beside them: move it away")
     return True
 
 
-def _places(files: list[str], split: bool) -> tuple[list[int] | None, list[str], list[bool] | None]:
+def _places(files: list[str], split: bool) -> Told:
     """What the folders of the files say: labels, classes, and which are held out."""
     folders = [path.split("/")[:-1] for path in files]
     held_out = [folder[0].lower() in HELD_OUT for folder in folders] if split else None
     names = ["".join(folder[split : split + 1]) for folder in folders]
     classes = sorted(set(names))
     if len(classes) < 2 or "" in classes:
-        return None, [], held_out
+        return Told(None, [], held_out)
     number = {name: i for i, name in enumerate(classes)}
-    return [number[name] for name in names], [_shown(name) for name in classes], held_out
+    return Told([number[name] for name in names], [shown(name) for name in classes], held_out)
+
+
+def _digest(listing: str) -> str:
+    return hashlib.sha256(listing.encode()).hexdigest()[:40]
+
+
+def _noted(note: Path) -> tuple[int, int] | None:
+    """The size (H, W) that was chosen before, or None if nothing says so."""
+    try:
+        h, w = json.loads(note.read_text(encoding="utf-8"))
+        return (h, w) if 1 <= h <= 64 and 1 <= w <= 64 else None
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _cached(pixels: Path, index: Path, ignored: int) -> Images | None:
@@ -478,22 +621,34 @@ def _cached(pixels: Path, index: Path, ignored: int) -> Images | None:
             bad=tuple(BadFile(path, reason) for path, reason in entry["bad"]),
             ignored=ignored,
             fingerprint=str(entry["fingerprint"]),
+            originals=Originals(*((int(h), int(w)) for h, w in entry["originals"])),
+            common=tuple(((int(h), int(w)), int(n)) for (h, w), n in entry["common"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _commit(part: Path, final: Path) -> None:
-    """Give a finished file its name, so that it is there whole or not at all."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(final)
-    if os.name == "posix":  # elsewhere a folder cannot be opened to be synchronised
-        folder = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+@contextmanager
+def _stored(final: Path) -> Iterator[Path]:
+    """A file to write, which is given its name at the end: it is there whole or not at all."""
+    part = final.with_name(f".tmp-{uuid.uuid4().hex}")
+    with _storing(final.parent):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    try:
+        yield part
+        with _storing(final.parent):
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(final)
+            if os.name == "posix":  # elsewhere a folder cannot be opened to be synchronised
+                folder = os.open(final.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -502,12 +657,12 @@ def _storing(cache: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"the image cache at {cache} cannot be written ({_cause(error)}): free some space, "
+            f"the image cache at {cache} cannot be written ({cause(error)}): free some space, "
             "or set ORNSTEIN_CACHE to another folder"
         ) from error
 
 
-def _too_few(root: Path, good: int, bad: list[BadFile], ignored: int) -> str:
+def _too_few(root: Path, good: int, bad: Sequence[BadFile], ignored: int) -> str:
     found = "no image" if good == 0 else "only one image"
     text = f"{found} in {root}: at least 2 are needed, as {READABLE} files"
     if bad:
@@ -520,12 +675,12 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _shown(path: str) -> str:
+def shown(path: str) -> str:
     """A path that can be printed, whatever bytes its name is made of."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """What an error says, as the end of a sentence."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ornstein.choice import Choice
@@ -33,6 +34,26 @@ class BadFile(NamedTuple):
 
     path: str
     reason: str
+
+
+Fit = Literal["crop", "pad", "stretch"]
+"""What becomes of an image of other proportions: cut about its centre, laid on white, or
+stretched."""
+
+
+class Originals(NamedTuple):
+    """The sizes (H, W) that images had before they were fitted: the smallest by area, the middle
+    one and the largest."""
+
+    smallest: tuple[int, int]
+    median: tuple[int, int]
+    largest: tuple[int, int]
+
+
+def originals(sizes: Iterable[tuple[int, int]]) -> Originals:
+    """What is kept of the sizes (H, W) of at least one image."""
+    by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    return Originals(by_area[0], by_area[len(by_area) // 2], by_area[-1])
 
 
 class DataInfo(Choice):
@@ -85,6 +106,9 @@ class Dataset(NamedTuple):
     x: [N, *shape] in native values (uint8 images, float32 vectors). label: int64 [N] or None.
     train, held_out: the numbers of the samples in each split, rising.
     bad: the files that were left out. labels of classes are `info.classes`.
+    originals: the sizes of images that were read from files, whether they had to change or not.
+    common: the most common of these, and how many images had each. names: of the samples where
+    files gave them any. ignored: how many files were no data by their names.
     """
 
     info: DataInfo
@@ -93,6 +117,10 @@ class Dataset(NamedTuple):
     train: np.ndarray
     held_out: np.ndarray
     bad: tuple[BadFile, ...] = ()
+    originals: Originals | None = None
+    common: tuple[tuple[tuple[int, int], int], ...] = ()
+    names: tuple[str, ...] = ()
+    ignored: int = 0
 
     def batch(self, ids: np.ndarray, scale: tuple[float, float] | None = None) -> Batch:
         """The samples `ids`, float32, as an objective that declares the range `scale` gets them."""

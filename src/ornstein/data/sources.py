@@ -1,4 +1,4 @@
-"""Where data comes from: four choices, and how a word or a path on the command line names one.
+"""Where data comes from, and how a word or a path on the command line names it.
 
 A source loads into a `Dataset` with a training split and a held-out one. Which samples are held
 out depends on their number alone: the first `held_out · N` of one fixed permutation, so that the
@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias, get_args
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from ornstein.choice import Choice
-from ornstein.data.info import BadFile, DataInfo, Dataset
+from ornstein.data.info import BadFile, DataInfo, Dataset, Fit, Originals
 from ornstein.errors import DataError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from ornstein.data.images import Images
 
 Progress: TypeAlias = "Callable[[int, int], None]"
 """Called with (done, total) while files are read."""
@@ -42,6 +44,9 @@ def _absolute(path: str) -> str:
     except (OSError, RuntimeError, ValueError) as error:  # ~nobody, a loop of links, NUL
         raise ValueError(f"{path!r} is not a path: {error}") from error
 
+
+MAX_SHAPES = 2 << 30
+"""The most bytes that drawn images may take: they are kept in memory."""
 
 AbsolutePath = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
 HeldOut = Annotated[float, Field(ge=0, lt=1, description="share of the samples not trained on")]
@@ -85,6 +90,46 @@ class Toy(Choice):
         return _dataset(info, x, None, self.held_out)
 
 
+class Shapes(Choice):
+    """Images of plain shapes, made from known factors; see `ornstein.data.shapes`.
+
+    `count` RGB images of `size` pixels a side, the same for the same `seed`. objects: how many
+    there are in an image; where it is one, its class is its colour and shape.
+    """
+
+    kind: Literal["shapes"] = "shapes"
+    size: int = Field(32, ge=16, le=128)
+    count: int = Field(20_000, ge=2, le=1_000_000)
+    objects: int = Field(1, ge=1, le=4)
+    seed: int = Field(0, ge=0)
+    held_out: HeldOut = 0.1
+
+    @model_validator(mode="after")
+    def _fits_in_memory(self) -> Self:
+        each = 3 * self.size**2
+        if self.count * each > MAX_SHAPES:
+            raise ValueError(
+                f"{self.count:,} images of {self.size}×{self.size} take "
+                f"{self.count * each / 2**30:.1f} GiB of memory and the limit is 2 GiB; "
+                f"write a count of at most {MAX_SHAPES // each}, or a smaller size"
+            )
+        return self
+
+    def load(self, progress: Progress | None = None) -> Dataset:
+        """The images, uint8 [count, 3, size, size], drawn anew each time."""
+        import hashlib
+
+        from ornstein.data.shapes import CLASSES, VERSION, shapes
+
+        x, label = shapes(self.count, self.size, self.objects, self.seed, progress)
+        classes = () if label is None else CLASSES
+        # As for toys, the definition is the content.
+        text = f"shapes {VERSION} {self.size} {self.count} {self.objects} {self.seed}"
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        info = _info("shapes", "image", x, (0.0, 255.0), 256, classes, fingerprint)
+        return _dataset(info, x, label, self.held_out)
+
+
 class Arrays(Choice):
     """A `.npy` file, or an `.npz` file with samples x and perhaps labels y."""
 
@@ -106,14 +151,16 @@ class Arrays(Choice):
 class Folder(Choice):
     """A folder of images.
 
-    size: the side in pixels of the square that images are cut and resized to; None: from the
-    data. channels: 1 for grey, 3 for colour; None: from the data. Classes come from
+    size: the side in pixels of the square that images are fitted to; None: from the data.
+    fit: how, where their proportions differ: cut about the centre, padded with white, or
+    stretched. channels: 1 for grey, 3 for colour; None: from the data. Classes come from
     sub-folders, and so do the splits if these are named train and test (or val).
     """
 
     kind: Literal["folder"] = "folder"
     path: AbsolutePath
     size: int | None = Field(None, ge=4, le=2048)
+    fit: Fit = "crop"
     channels: Literal[1, 3] | None = None
     held_out: HeldOut = 0.1
 
@@ -125,16 +172,44 @@ class Folder(Choice):
         from ornstein.data.images import read_folder
 
         path = Path(self.path)
-        images = read_folder(path, self.size, self.channels, progress)
-        x, classes = images.x, images.classes
-        info = _info(path.name, "image", x, (0.0, 255.0), 256, classes, images.fingerprint)
-        held_out = self.held_out if images.held_out is None else images.held_out
-        return _dataset(info, x, images.label, held_out, images.bad)
+        images = read_folder(path, self.size, self.channels, progress, self.fit)
+        return _of_images(path.name, images, self.held_out)
 
 
-Data = Annotated[Digits | Toy | Arrays | Folder, Field(discriminator="kind")]
+class Parquet(Choice):
+    """A `.parquet` file of images, or a folder of such files, as the Hugging Face hub keeps them.
 
-ACCEPTED = "a folder of images, a .npy or .npz file, 'digits' or a toy distribution"
+    size, fit, channels: as for a folder of images. Files named like train-00000-of-00003 and test
+    (or validation) are splits.
+    """
+
+    kind: Literal["parquet"] = "parquet"
+    path: AbsolutePath
+    size: int | None = Field(None, ge=4, le=2048)
+    fit: Fit = "crop"
+    channels: Literal[1, 3] | None = None
+    held_out: HeldOut = 0.1
+
+    def load(self, progress: Progress | None = None) -> Dataset:
+        """The images, uint8 [N, C, H, W], and the rows left out; see `ornstein.data.parquet`.
+
+        DataError: pyarrow is not installed; a file is damaged or has no images; fewer than two
+        are readable. StorageError: the cache cannot be written.
+        """
+        from ornstein.data.parquet import read_parquet
+
+        path = Path(self.path)
+        images = read_parquet(path, self.size, self.channels, progress, self.fit)
+        name = path.stem if path.suffix.lower() == ".parquet" else path.name
+        return _of_images(name, images, self.held_out)
+
+
+Data = Annotated[Digits | Toy | Shapes | Arrays | Folder | Parquet, Field(discriminator="kind")]
+
+ACCEPTED = (
+    "a folder of images, a .parquet file or a folder of them, a .npy or .npz file, 'digits', "
+    "'shapes' or a toy distribution"
+)
 
 # What people try, and what to do instead.
 _ADVICE = {
@@ -152,23 +227,26 @@ _ADVICE = {
         "text: save its numbers with numpy.save as float32 [N, D]",
     ),
     **dict.fromkeys(
-        (".parquet", ".arrow", ".feather", ".h5", ".hdf5", ".mat", ".lmdb", ".safetensors"),
+        (".arrow", ".feather", ".h5", ".hdf5", ".mat", ".lmdb", ".safetensors"),
         "a table or container: save its arrays with numpy.savez, samples as x and labels as y",
     ),
 }
 
 
-def recognise(text: str) -> Digits | Toy | Arrays | Folder:
+def recognise(text: str) -> Digits | Toy | Shapes | Arrays | Folder | Parquet:
     """The source that a word or a path names.
 
-    `digits` and the names of toys come first (a folder of such a name is `./digits`); then an
-    existing folder with at least two images, or a `.npy` or `.npz` file. DataError for anything
-    else: what was found, and what is accepted.
+    `digits`, `shapes` and the names of toys come first (a folder of such a name is `./digits`);
+    then an existing folder with at least two images, else with `.parquet` files in it or in
+    `data` below it; or a `.npy`, `.npz` or `.parquet` file. DataError for anything else: what was
+    found, and what is accepted.
     """
     toys = get_args(ToyName)
     word = text.strip().lower().replace("-", "_")
     if word == "digits":
         return Digits()
+    if word == "shapes":
+        return Shapes()
     if word in toys:
         return Toy(name=word)
     if not text.strip():
@@ -186,7 +264,7 @@ def recognise(text: str) -> Digits | Toy | Arrays | Folder:
     if exists:
         raise DataError(f"{path} is neither a folder nor an ordinary file: give {ACCEPTED}")
     if "/" not in text and "\\" not in text and not path.suffix:
-        hint = nearest(word, ["digits", *toys])
+        hint = nearest(word, ["digits", "shapes", *toys])
         if not hint.startswith("; did you mean"):
             hint = _neighbour(path) or f"{hint}; give {ACCEPTED}"
         raise DataError(
@@ -195,11 +273,14 @@ def recognise(text: str) -> Digits | Toy | Arrays | Folder:
     raise DataError(f"{path} does not exist{_neighbour(path)}; give {ACCEPTED}")
 
 
-def _folder(path: Path) -> Folder:
+def _folder(path: Path) -> Folder | Parquet:
     from ornstein.data.images import READABLE, File, walk
+    from ornstein.data.parquet import files as parquet_files
 
     files = islice((found for found in walk(path) if isinstance(found, File)), 2)
     count = len(list(files))
+    if count < 2 and parquet_files(path):
+        return Parquet(path=str(path))
     if count == 0:
         arrays = sorted(p.name for p in path.iterdir() if p.suffix.lower() in (".npy", ".npz"))
         hint = f"; {arrays[0]} in it can be named itself" if arrays else ""
@@ -209,12 +290,14 @@ def _folder(path: Path) -> Folder:
     return Folder(path=str(path))
 
 
-def _file(path: Path) -> Arrays:
+def _file(path: Path) -> Arrays | Parquet:
     from ornstein.data.images import SUFFIXES
 
     suffix = path.suffix.lower()
     if suffix in (".npy", ".npz"):
         return Arrays(path=str(path))
+    if suffix == ".parquet":
+        return Parquet(path=str(path))
     if suffix in SUFFIXES:
         raise DataError(f"{path} is a single image: give a folder with at least 2 images")
     advice = _ADVICE.get(suffix)
@@ -258,12 +341,21 @@ def _info(
     )
 
 
+def _of_images(name: str, images: Images, held_out: float) -> Dataset:
+    """Images that were read, with the splits that they have, else this share held out."""
+    info = _info(name, "image", images.x, (0.0, 255.0), 256, images.classes, images.fingerprint)
+    sides = held_out if images.held_out is None else images.held_out
+    dataset = _dataset(info, images.x, images.label, sides, images.bad, images.originals)
+    return dataset._replace(names=images.files, ignored=images.ignored, common=images.common)
+
+
 def _dataset(
     info: DataInfo,
     x: np.ndarray,
     label: np.ndarray | None,
     held_out: float | np.ndarray,
     bad: tuple[BadFile, ...] = (),
+    originals: Originals | None = None,
 ) -> Dataset:
     """Split, and complete `info` with the split's size and the moments of its training part.
 
@@ -277,7 +369,7 @@ def _dataset(
         raise DataError(f"all values of {info.name} are {mean:g}: there is nothing to learn")
     info = info.model_copy(update={"held_out": len(rest), "mean": mean, "std": std})
     assert label is None or label.dtype == np.int64
-    return Dataset(info, x, label, train, rest, bad)
+    return Dataset(info, x, label, train, rest, bad, originals)
 
 
 def split(count: int, share: float) -> tuple[np.ndarray, np.ndarray]:

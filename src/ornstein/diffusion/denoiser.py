@@ -6,6 +6,10 @@
 The denoiser owns the scale of the input and the noise label, so no network ever sees σ; and it
 owns the target, so nothing downstream ever sees what the network predicts. For a variance-
 preserving process and σ_d = 1 the input scale is exactly 1, as in DDPM; for VE it is EDM's c_in.
+
+A network with twice the outputs also says where the reverse variance lies between β̃ (v = 0) and β
+(v = 1) of a step, per value: v = (output + 1)/2 (A. Nichol, P. Dhariwal 2021, arXiv:2102.09672,
+eq 15; notes eq 35). It is not clamped, since data wider than a unit Gaussian want v > 1.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ class Denoiser(nn.Module):
     network: (x [B, *], label [B], Cond) -> [B, *], ignorant of diffusion.
     label: `time` is 1000 t, DDPM's index at T = 1000; `log_sigma` is EDM's ¼ ln(σ/α).
     sigma_data: standard deviation of clean data at the model's scale.
+    learn_spread: whether the network has twice the outputs, the second half being v.
     Raises: ConfigError where the target does not determine x0 at some time of the process.
     """
 
@@ -46,6 +51,7 @@ class Denoiser(nn.Module):
         target: PredictionTarget,
         label: Label = "time",
         sigma_data: float = 1.0,
+        learn_spread: bool = False,
     ) -> None:
         super().__init__()
         check_admissible(target, process)
@@ -59,18 +65,27 @@ class Denoiser(nn.Module):
         self.target = target
         self.label = label
         self.sigma_data = sigma_data
+        self.learn_spread = learn_spread
 
     def forward(self, x: Tensor, level: Level, cond: Cond = NO_COND) -> Prediction:
         """x [B, *] at `level` (σ > 0) -> Prediction in the precision of x."""
         p, q = self.target(self.process, level)
-        f = self.output(x, level, cond)
-        return resolve(x, level, f, p, q)
+        f, spread = self.heads(x, level, cond)
+        return resolve(x, level, f, p, q, spread)
 
     def output(self, x: Tensor, level: Level, cond: Cond = NO_COND) -> Tensor:
         """What the network says, f [B, *]: the quantity that training compares."""
+        return self.heads(x, level, cond)[0]
+
+    def heads(self, x: Tensor, level: Level, cond: Cond = NO_COND) -> tuple[Tensor, Tensor | None]:
+        """f and, where it is learned, v, each [B, *]."""
         norm = (level.sigma**2 + (self.sigma_data * level.alpha) ** 2) ** 0.5
-        f: Tensor = self.network(x * expand(1.0 / norm, x), self.noise_label(x, level), cond)
-        return f.to(x.dtype)
+        out: Tensor = self.network(x * expand(1.0 / norm, x), self.noise_label(x, level), cond)
+        out = out.to(x.dtype)
+        if not self.learn_spread:
+            return out, None
+        f, spread = out.chunk(2, dim=1)
+        return f, 0.5 * (spread + 1)
 
     def noise_label(self, x: Tensor, level: Level) -> Tensor:
         """The level as the network is told it, float32 [B]."""

@@ -19,7 +19,9 @@ class Diffusion(Choice):
     """network + process + target, a `Denoiser` once it is built.
 
     network: null for one that suits the data's shape. label: how the network is told the level,
-    `time` (1000 t) or `log_sigma` (¼ ln(σ/α), as in EDM).
+    `time` (1000 t) or `log_sigma` (¼ ln(σ/α), as in EDM). variance: `learned` for a network that
+    also predicts the variance of the reverse step (notes eq 35), with twice the outputs; an
+    objective that trains it is `hybrid`.
     """
 
     kind: Literal["diffusion"] = "diffusion"
@@ -27,6 +29,7 @@ class Diffusion(Choice):
     target: Target = Eps()
     network: Network | None = None
     label: Literal["time", "log_sigma"] = "time"
+    variance: Literal["fixed", "learned"] = "fixed"
 
     def fitted(self, info: DataInfo) -> Diffusion:
         """This choice with everything that was left to the data filled in: the network, and σ_d
@@ -43,12 +46,14 @@ class Diffusion(Choice):
 
         fitted = self.fitted(info)
         assert fitted.network is not None
+        learned = self.variance == "learned"
         return Denoiser(
-            fitted.network.build(info.shape),
+            fitted.network.build(info.shape, 2 if learned else 1),
             fitted.process,
             fitted.target,
             fitted.label,
             sigma_data=getattr(fitted.target, "sigma_data", 1.0),
+            learn_spread=learned,
         )
 
 

@@ -177,6 +177,21 @@ def mix(first: Prediction, second: Prediction, weight: float) -> Prediction:
     )
 
 
+def clipped(denoise: Denoise, low: float, high: float) -> Denoise:
+    """The denoiser with its clean images kept within [low, high], and ε to match.
+
+    Near pure noise an error of ε is thousands of times as large in x̂0, and steps that start
+    there never recover. Ho et al. 2020 and Nichol & Dhariwal 2021 sample and measure like this.
+    """
+
+    def within(x: Tensor, level: Level) -> Prediction:
+        free = denoise(x, level)
+        kept = Prediction.from_x0(x, level, free.x0.clamp(low, high))
+        return kept._replace(spread=free.spread)
+
+    return within
+
+
 @lru_cache(maxsize=256)
 def check_admissible(target: PredictionTarget, process: NoisingProcess) -> None:
     """Refuse a target that does not determine x0 at some time of the process.

@@ -48,19 +48,6 @@ class Objective(Protocol):
 
 
 @runtime_checkable
-class Likelihood(Protocol):
-    """An objective whose model is a law of the data."""
-
-    def likelihood(self, model: Any, x: Tensor, scale: float, noise: Noise) -> Tensor:
-        """−log p in nats of each sample, [B], or a bound on it.
-
-        x is at the model's scale, which is `scale` times the native one: a density of native
-        values is |scale| to the power of their number times that of x. A law of discrete things
-        (codes, bins) has no use for it.
-        """
-
-
-@runtime_checkable
 class AfterStep(Protocol):
     """An objective with something to do after each update, without gradients: codebooks,
     restarts of dead codes, target networks. `stats` are summed over the global batch, and the

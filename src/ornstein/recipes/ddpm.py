@@ -18,7 +18,7 @@ RECIPE = Recipe(
     optim=Optim(
         lr=1e-3, samples=2_000_000, decay="none", averages=(HalfLife(samples=50_000, ramp=0.05),)
     ),
-    # Algorithm 2 with the variance β, all 1000 steps, as published.
-    generation=Sampling(step=Ancestral(spread=1.0), grid=Trailing(), steps=1000),
+    # Algorithm 2 with the variance β, all 1000 steps and x̂0 within the data's range, as published.
+    generation=Sampling(step=Ancestral(spread=1.0), grid=Trailing(), steps=1000, clip=True),
     preview=Sampling(),
 )

@@ -1,43 +1,38 @@
-"""What a Fréchet distance looks at: features of a small classifier, or pixels.
+"""A small classifier, trained on the data themselves, whose last activations are features.
 
-A distance of means and covariances is only as good as the space it is taken in. Published scores
-use a network trained on ImageNet photographs; for digits, sprites or spectra that is the wrong
-eye, and a download. Where the data have classes we train a small eye on the data themselves:
+Published scores use a network trained on ImageNet photographs; for digits, sprites or spectra
+that is the wrong eye, and a download. Where the data have classes we train a small eye on them:
 
     image -> (3x3 convolution, batch norm, ReLU) to 4x4 or less -> mean -> 64 numbers -> classes
 
 The 64 activations before the last layer are the features, divided by one number such that their
 variances on the training split add up to 64. So a distance has no units: one point at the mean
 of the features is 64 away. Nets of other data or seeds are other eyes: scores compare only
-within one extractor, and its name is part of each score.
+within one extractor, and its name and weights are part of each score.
 
 Only the training split is seen. Initial weights, order and shifts are keyed by `noise`, so the
 net is a pure function of (data, split, seed) on one machine and thread count; other kernels sum
-in another order and give weights that differ by rounding, therefore the net is cached.
-
-Where there are no classes, the features are pixels, averaged to 8x8. They see brightness,
-contrast and coarse shape, and no more: one Gaussian over those pixels scores almost nothing.
+in another order and give weights that differ by rounding, and after a training by more than
+that. Therefore the net is cached, and named with the hash of its weights.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import tempfile
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ornstein.data.info import DataInfo, Dataset
-from ornstein.errors import ConfigError, NumericsError, StorageError
+from ornstein.errors import ConfigError, NumericsError
+from ornstein.features.base import check_shape, chunks
+from ornstein.features.stored import Stored, digest, kept
 from ornstein.noise import Noise, permutation
 
 ARCHITECTURE = "conv-64-v2"
@@ -47,52 +42,10 @@ WIDTH = 64  # features of the classifier
 _LARGEST = 64  # larger images are averaged to this many pixels a side
 _BATCH = 128
 _SAMPLES = (384 * _BATCH, 640 * _BATCH)  # shortest and longest training, in samples
-_CHUNK = 1024  # images through the net at once
-
-
-class Extractor(Protocol):
-    """Anything that turns samples into features; `name` says which, in every score."""
-
-    @property
-    def name(self) -> str: ...
-
-    def features(self, x: np.ndarray) -> Tensor:
-        """Features float64 [N, D] of samples [N, *shape] in the data's native values."""
-        ...
-
-
-class Pixels(NamedTuple):
-    """The values themselves; images in units of their standard deviation, averaged to 8x8.
-
-    Images (C, H, W) give C · min(H, 8) · min(W, 8) features; each is the mean of its patch
-    (`adaptive_avg_pool2d`: patches of unequal size where 8 does not divide the side). Other data
-    are flattened and left as they are, in their own units.
-    """
-
-    info: DataInfo
-
-    @property
-    def name(self) -> str:
-        if self.info.kind != "image":
-            return f"values {math.prod(self.info.shape)}"
-        return f"pixels {min(self.info.shape[1], 8)}x{min(self.info.shape[2], 8)}"
-
-    def features(self, x: np.ndarray) -> Tensor:
-        _check_shape(x, self.info)
-        if self.info.kind != "image":
-            return torch.from_numpy(np.array(x, dtype=np.float64)).flatten(1)
-        _, height, width = self.info.shape
-        size = (min(height, 8), min(width, 8))
-        parts = []
-        for part in _chunks(len(x)):
-            image = torch.from_numpy(np.array(x[part], dtype=np.float64))
-            pooled = F.adaptive_avg_pool2d((image - self.info.mean) / (self.info.std or 1), size)
-            parts.append(pooled.flatten(1))
-        return torch.cat(parts)
 
 
 class Net(nn.Module):
-    """image [B, C, H, W] (standardised) -> features [B, 64], class logits [B, K]."""
+    """image [B, C, H, W] (standardised) -> class logits [B, K]."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int):
         super().__init__()
@@ -118,13 +71,17 @@ class Net(nn.Module):
         self.hidden = nn.Linear(channels, WIDTH)
         self.classes = nn.Linear(WIDTH, classes)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classes(self.features(x))
+        return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """The activations [B, 64] before the last layer, 0 or more."""
         if x.shape[-2:] != self.size:
             x = F.adaptive_avg_pool2d(x, self.size)
         # The mean over places keeps texture in the features. Without it (measured on digits) they
         # hold little but the class: noise, blur and the one Gaussian then look three times nearer.
-        features = F.relu(self.hidden(self.layers(x).mean((2, 3))))
-        return features, self.classes(features)
+        return F.relu(self.hidden(self.layers(x).mean((2, 3))))
 
 
 class Classifier:
@@ -134,53 +91,67 @@ class Classifier:
     scale: the features are the activations times this.
     """
 
+    published = False
+
     def __init__(self, net: Net, info: DataInfo, seed: int, scale: float, accuracy: float | None):
         self.net = net.eval().requires_grad_(False)
         self.info, self.seed, self.scale, self.accuracy = info, seed, scale, accuracy
 
     @property
     def name(self) -> str:
-        return f"classifier({self.info.name}, seed {self.seed})"
+        return f"classifier({self.info.name}, seed {self.seed}, {self.weights[:12]})"
 
-    def features(self, x: np.ndarray) -> Tensor:
-        """Float64 [N, 64] of images [N, C, H, W] in native values; all are 0 or more."""
-        return self._run(x)[0].double() * self.scale
-
-    def probabilities(self, x: np.ndarray) -> Tensor:
-        """Float64 [N, classes] of images [N, C, H, W] in native values; rows add up to 1."""
-        return self._run(x)[1].double().softmax(1)
+    @cached_property
+    def weights(self) -> str:
+        """SHA-256 of the net's tensors."""
+        return digest(dict(self.net.state_dict()))
 
     @torch.no_grad()
-    def _run(self, x: np.ndarray) -> tuple[Tensor, Tensor]:
-        _check_shape(x, self.info)
-        parts = [self.net(_standardised(x[part], self.info)) for part in _chunks(len(x))]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    def features(self, x: np.ndarray) -> Tensor:
+        """Float64 [N, 64] of images [N, C, H, W] in native values; all are 0 or more."""
+        check_shape(x, self.info)
+        parts = [self.net.features(_standardised(x[part], self.info)) for part in chunks(len(x))]
+        return (torch.cat(parts) * self.scale).double()  # exact in float32, as the cache keeps it
+
+    @torch.no_grad()
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Float64 [N, classes] for features [N, 64]; rows add up to 1."""
+        logits: Tensor = self.net.classes((features / self.scale).float())
+        return logits.double().softmax(1)
 
 
-def extractor_for(dataset: Dataset, seed: int = 0, cache: Path | None = None) -> Extractor:
-    """The extractor that scores of this data set are measured with.
+def cached(dataset: Dataset, seed: int, cache: Path) -> Classifier:
+    """The classifier of this data set: read from the folder `cache`, or trained and written there.
 
-    Labelled images get a `Classifier`, read from the folder `cache` if it is there, otherwise
-    trained (some seconds) and written there. Everything else gets `Pixels`. A cache file that is
-    damaged is made anew. StorageError if the folder cannot be written.
+    Training takes some seconds. A file that is damaged is made anew. ConfigError if the data have
+    no classes, StorageError if the folder cannot be written.
     """
-    if dataset.info.kind != "image" or dataset.label is None or len(dataset.info.classes) < 2:
-        return Pixels(dataset.info)
-    if cache is None:
-        return train_classifier(dataset, seed)
-    about = _about(dataset, seed)
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
-    path = cache / f"features-{key}.safetensors"
-    known = _load(path, dataset, seed, about)
-    if known is not None:
-        return known
-    try:
-        cache.mkdir(parents=True, exist_ok=True)  # before the training: fail early
+    check(dataset)
+
+    def make() -> Stored:
         made = train_classifier(dataset, seed)
-        _save(path, made, about)
-    except OSError as error:
-        raise StorageError(f"the feature cache {cache} cannot be written: {error}") from error
-    return made
+        values = {"scale": made.scale, "accuracy": made.accuracy}
+        return Stored(dict(made.net.state_dict()), values)
+
+    tensors, values = kept(cache, "classifier", _about(dataset, seed), make)
+    net = _initial(dataset.info, seed)
+    net.load_state_dict(tensors)
+    return Classifier(net, dataset.info, seed, values["scale"], values["accuracy"])
+
+
+def classifiable(dataset: Dataset) -> bool:
+    """Whether the data are images of two classes or more."""
+    info = dataset.info
+    return info.kind == "image" and dataset.label is not None and len(info.classes) >= 2
+
+
+def check(dataset: Dataset) -> None:
+    """Raises: ConfigError for data that a classifier cannot be trained on."""
+    if not classifiable(dataset) or len(dataset.train) == 0:
+        raise ConfigError(
+            f"a classifier needs labelled images of two classes or more; {dataset.info.name} has "
+            "none: write --extractor pixels"
+        )
 
 
 def train_classifier(dataset: Dataset, seed: int = 0) -> Classifier:
@@ -191,11 +162,9 @@ def train_classifier(dataset: Dataset, seed: int = 0) -> Classifier:
     AdamW at 3e-3 with warm-up over a twentieth and a cosine down to 0, batches of 128 that run
     through one keyed order of the data after another. ConfigError if the images have no classes.
     """
+    check(dataset)
     info, labels, train = dataset.info, dataset.label, dataset.train
-    if info.kind != "image" or labels is None or len(info.classes) < 2 or len(train) == 0:
-        raise ConfigError(
-            f"a classifier needs labelled images of two classes or more; {info.name} has none"
-        )
+    assert labels is not None
     net = _initial(info, seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.01)
     steps = min(max(3 * len(train) // 2, _SAMPLES[0]), _SAMPLES[1]) // _BATCH
@@ -213,7 +182,7 @@ def train_classifier(dataset: Dataset, seed: int = 0) -> Classifier:
             group["lr"] = 3e-3 * rate
         places = range(step * _BATCH, (step + 1) * _BATCH)
         x = _shifted(_standardised(dataset.x[ids], info), reach, Noise.of(seed, "features", places))
-        loss = F.cross_entropy(net(x)[1], torch.from_numpy(labels[ids]))
+        loss = F.cross_entropy(net(x), torch.from_numpy(labels[ids]))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -225,7 +194,8 @@ def train_classifier(dataset: Dataset, seed: int = 0) -> Classifier:
     total = float(classifier.features(dataset.x[seen]).var(0, correction=0).sum())
     classifier.scale = math.sqrt(WIDTH / total) if total > 0 else 1.0
     if len(dataset.held_out):
-        guess = classifier.probabilities(dataset.x[dataset.held_out]).argmax(1).numpy()
+        seen_not = classifier.features(dataset.x[dataset.held_out])
+        guess = classifier.probabilities(seen_not).argmax(1).numpy()
         classifier.accuracy = float((guess == labels[dataset.held_out]).mean())
     return classifier
 
@@ -271,17 +241,6 @@ def _standardised(x: np.ndarray, info: DataInfo) -> Tensor:
     return image.sub_(info.mean).div_(info.std or 1)
 
 
-def _chunks(count: int) -> list[slice]:
-    return [slice(i, i + _CHUNK) for i in range(0, max(count, 1), _CHUNK)]
-
-
-def _check_shape(x: np.ndarray, info: DataInfo) -> None:
-    if tuple(x.shape[1:]) != info.shape:
-        raise ConfigError(
-            f"{info.name} has samples of shape {list(info.shape)}, not {list(x.shape[1:])}"
-        )
-
-
 def _about(dataset: Dataset, seed: int) -> dict[str, Any]:
     """Everything that the weights depend on; its hash is the key of the cache."""
     split = hashlib.sha256()
@@ -295,56 +254,3 @@ def _about(dataset: Dataset, seed: int) -> dict[str, Any]:
         "split": split.hexdigest(),
         "seed": seed,
     }
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of the weights; safetensors itself notices a short file, not a flipped bit."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _save(path: Path, classifier: Classifier, about: dict[str, Any]) -> None:
-    """Weights and their description as one file, which is there whole or not at all."""
-    tensors = {name: t.contiguous() for name, t in classifier.net.state_dict().items()}
-    described = {
-        "about": about,
-        "scale": classifier.scale,
-        "accuracy": classifier.accuracy,
-        "sha256": _digest(tensors),
-    }
-    content = safetensors.torch.save(tensors, {"ornstein": json.dumps(described)})
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(part).replace(path)  # os.replace: atomic; two runs at once write the same weights
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
-
-
-def _load(path: Path, dataset: Dataset, seed: int, about: dict[str, Any]) -> Classifier | None:
-    """The classifier in a cache file; None if there is none, or it is damaged or another's."""
-    try:
-        content = path.read_bytes()
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        described = json.loads(header["__metadata__"]["ornstein"])
-        tensors = safetensors.torch.load(content)
-        if described["about"] != about or described["sha256"] != _digest(tensors):
-            return None
-        net = _initial(dataset.info, seed)
-        net.load_state_dict(tensors)
-        accuracy = described["accuracy"]
-        return Classifier(
-            net,
-            dataset.info,
-            seed,
-            float(described["scale"]),
-            None if accuracy is None else float(accuracy),
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
-        return None  # to be trained anew

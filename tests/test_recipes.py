@@ -1,0 +1,101 @@
+"""Every recipe runs in miniature, and those that claim a paper's numbers have them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ornstein.data.info import DataInfo
+from ornstein.data.sources import Toy
+from ornstein.diffusion.sampling import Sampling
+from ornstein.nn.networks import MLP, UNet
+from ornstein.recipe import Recipe, about, named, names
+from ornstein.run import Run
+
+CIFAR = DataInfo(
+    name="cifar10",
+    kind="image",
+    shape=(3, 32, 32),
+    range=(0.0, 255.0),
+    bins=256,
+    count=50_000,
+    mean=120.7,
+    std=64.1,
+    fingerprint="",
+)
+
+
+def miniature(name: str, **changes: object) -> Recipe:
+    """The recipe with a small network, two updates and three steps of its own sampler."""
+    recipe = named(name)
+    optim = recipe.optim.but(batch=8, micro_batch=None, samples=16, minutes=None, warmup=0)
+    generation = recipe.generation.but(steps=3)
+    model = recipe.model.but(network=UNet(channels=(8, 8), blocks=1, middle_attention=False))
+    return recipe.but(
+        **{"optim": optim, "generation": generation, "preview": None, "model": model, **changes}
+    )
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_trains_resumes_and_draws(name, tmp_path):
+    run = Run.create(miniature(name), tmp_path)
+    for _ in run.train():
+        break  # stopped after the first update, which saves
+    for event in run.train():
+        assert torch.isfinite(event.loss)
+    assert run.finished
+    x = run.generate(2)
+    assert x.shape == (2, 1, 8, 8)
+    assert x.dtype == np.uint8
+    assert about(name).endswith(".")
+    if run.recipe.generation.no_law is None:
+        nats = run.likelihood(run.dataset.x[:2])
+        assert np.isfinite(nats).all()
+        assert (nats > 0).all()  # of whole numbers, a probability
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in names() if named(n).augment == Recipe(name="x").augment]
+)
+def test_recipes_take_vectors_too(name, tmp_path):
+    recipe = miniature(name, data=Toy(name="moons", count=200), generation=Sampling(steps=2))
+    recipe = recipe.but(model=recipe.model.but(network=MLP(width=8, depth=1)))
+    if recipe.model.process.kind in ("cosine", "straight"):
+        recipe = recipe.but(generation=named(name).generation.but(steps=2))
+    run = Run.create(recipe, tmp_path)
+    for _ in run.train(previews=False):
+        pass
+    assert np.isfinite(run.generate(3)).all()
+
+
+def test_ddpm_cifar10_is_the_published_network_and_schedule():
+    """Ho et al. 2020, appendix B: 35.7 million parameters, T = 1000, β to 0.02, dropout 0.1, flips,
+    the rate 2e-4, batches of 128, 800,000 updates, decay 0.9999 an update."""
+    recipe = named("ddpm_cifar10")
+    with torch.device("meta"):
+        model = recipe.model.build(CIFAR.scaled((-1.0, 1.0)), None)
+    assert sum(p.numel() for p in model.parameters()) == 35_746_307
+    assert recipe.augment.flip
+    assert (recipe.optim.lr, recipe.optim.batch) == (2e-4, 128)
+    assert recipe.optim.samples == 800_000 * 128
+    (average,) = recipe.optim.averages
+    assert average.decay(recipe.optim.samples, 128) == pytest.approx(0.9999, abs=1e-8)
+    assert recipe.model.network.dropout == 0.1
+    table = recipe.model.process
+    assert (table.steps, table.betas()[0].item(), table.betas()[-1].item()) == (1000, 1e-4, 0.02)
+
+
+def test_improved_ddpm_is_ddpm_with_two_changes():
+    """The cosine table and the learned variance, and what follows from them."""
+    from ornstein.settings import difference
+
+    changed = set(difference(named("ddpm"), named("improved_ddpm")))
+    assert {"model.process.rule", "model.variance", "objective.kind"} <= changed
+    assert not {key for key in changed if key.startswith(("optim", "data", "model.network"))}
+
+
+def test_v_prediction_and_flow_go_down_to_no_signal():
+    one = torch.ones(1, dtype=torch.float64)
+    for name in ("v_prediction", "flow"):
+        assert named(name).model.process(one)[0].item() == 0
