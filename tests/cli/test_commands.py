@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from ornstein.cli import overrides, run
+from ornstein.scores import Scores, read
 
 TINY = ["model.network=unet", "model.network.channels=[8,16]", "optim.batch=32", "optim.warmup=0"]
 
@@ -178,12 +180,42 @@ def test_evaluate_prints_json(runs, capsys):
     words = ["evaluate", "small", "-n", "100", "--steps", "3", "--json", "--runs", str(runs)]
     code, out, _ = say(capsys, *words)
     assert code == 0
-    scores = json.loads(out)
-    assert scores["low"] <= scores["value"] * 1.2
-    assert scores["generated"] == 100
-    stored = json.loads((runs / "small/scores.json").read_text())
-    assert stored[-1]["generation"]["steps"] == 3
-    assert stored[-1]["evaluations"] == 5  # Heun: 2 a step, 1 in the last
+    scores = Scores.model_validate_json(out)
+    assert scores.frechet.low <= scores.frechet.value <= scores.frechet.high
+    assert scores.protocol.generated == 100
+    stored = read(runs / "small/scores.json")
+    assert stored[-1] == scores
+    assert scores.made.generation["steps"] == 3
+    assert scores.made.evaluations == 5  # Heun: 2 a step, 1 in the last
+
+
+def test_evaluate_prints_a_table(runs, capsys):
+    words = ["evaluate", "small", "-n", "100", "--steps", "3", "--runs", str(runs)]
+    code, out, _ = say(capsys, *words, "--split", "held_out", "--extractor", "pixels")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "100 samples against 180 of the held-out split (seed 0)"
+    assert lines[1] == "features: pixels 8x8"
+    heads = ["this model", "95 % interval", "two halves", "training", "one Gaussian"]
+    assert re.split("  +", lines[3].strip()) == heads
+    first = [line.partition("  ")[0] for line in lines[4:]]
+    names = ["samples", "Fréchet distance", "kernel distance", "precision", "recall", "density"]
+    assert first[:8] == [*names, "coverage", "memorised"]
+    assert len({len(line) for line in lines[3:11]}) == 1  # a table
+    assert max(map(len, lines[:14])) <= 100
+
+
+def test_older_and_damaged_scores_do_not_hide_a_run(runs, tmp_path, capsys):
+    shutil.copytree(runs / "small", tmp_path / "small")
+    path = tmp_path / "small" / "scores.json"
+    path.write_text('[{"name": "Fréchet distance", "value": 1.234, "low": 1, "high": 2}]')
+    assert "Fréchet distance 1.23 (older score)" in say(capsys, "runs", "--runs", str(tmp_path))[1]
+    evaluate = ["evaluate", "small", "-n", "20", "--steps", "2", "--extractor", "pixels"]
+    assert say(capsys, *evaluate, "--runs", str(tmp_path))[0] == 0
+    assert len(read(path)) == 2
+    assert "older" not in say(capsys, "runs", "--runs", str(tmp_path))[1]
+    path.write_text("[[")
+    assert "finished" in say(capsys, "runs", "--runs", str(tmp_path))[1]
 
 
 def test_doctor_names_device_and_precision(capsys):

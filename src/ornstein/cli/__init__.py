@@ -1,6 +1,7 @@
 """The command line: it parses, calls and shows. Commands are imported when they are used."""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -9,16 +10,27 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
-from ornstein.errors import OrnsteinError, OutOfMemory
+from ornstein.cli.words import complaint, read
+from ornstein.errors import (
+    ConfigError,
+    OrnsteinError,
+    OutOfMemory,
+    StorageError,
+    clip,
+    printable,
+    quote,
+)
 
 COMMANDS = {
     "demo": "Train a diffusion model on real handwritten digits, in about a minute.",
     "train": "Train a recipe on your data; the same command goes on where it stopped.",
     "sample": "Draw samples from a run: images, a grid, an array, or an animation.",
     "evaluate": "Score a run's samples, with references and an interval.",
+    "compare": "Compare runs, or samplers and step counts of one: a table and a picture.",
     "recipes": "List the recipes.",
+    "schedules": "Draw noise schedules side by side, and what they do to an image.",
     "show": "Show a recipe or a run as YAML, or how two of them differ.",
     "runs": "List the runs and how far they are.",
     "doctor": "Say what this machine has, and how to install what is missing.",
@@ -33,6 +45,7 @@ def build() -> App:
         help_format="plaintext",
         version_flags=["--version"],
         version=_version,
+        default_parameter=Parameter(converter=read, negative_iterable=()),
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
@@ -64,51 +77,55 @@ def run(arguments: Sequence[str]) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
     try:
+        _check_place()
         code = build()(overrides(arguments), exit_on_error=False, print_error=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a reader that has gone can still be told apart
     except OrnsteinError as error:
         return _fail(str(error), error.code)
     except CycloptsError as error:
-        return _fail(_sentence(str(error)), 2)
+        return _fail(complaint(error, list(COMMANDS)), ConfigError.code)
     except KeyboardInterrupt:
         return _stopped(received)
     except BrokenPipeError:
         # Whoever read our output has gone; the interpreter must not complain at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if received:
-            return _stopped(received)
-        where = f" ({error.filename})" if error.filename else ""
-        return _fail(f"the system refused: {error.strerror or error}{where}", 5)
-    except (MemoryError, RuntimeError) as error:
-        if received:
-            return _stopped(received)
-        if _out_of_memory(error):
-            return _fail(
-                "out of memory; use a smaller optim.micro_batch, a smaller network or smaller "
-                "images",
-                OutOfMemory.code,
-            )
-        return _bug()
-    except Exception:
+    except Exception as error:
         # An interrupt while libraries are imported can surface as any error of theirs.
-        return _stopped(received) if received else _bug()
+        return _stopped(received) if received else _fail(*_cause(error))
     return code if isinstance(code, int) else 0
 
 
 def overrides(arguments: Sequence[str]) -> list[str]:
-    """Dotted options as overrides: `--a.b c` and `--a.b=c` become `a.b=c`."""
+    """Dotted options as overrides: `--a.b c` and `--a.b=c` become `a.b=c`.
+
+    Raises: ConfigError for a word that no path and no setting can hold.
+    """
+    for word in arguments:
+        if "\0" in word:
+            raise ConfigError(f"{quote(word)} holds a character NUL; leave it out")
     result: list[str] = []
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
         key, equals, value = word.removeprefix("--").partition("=")
         if word.startswith("--") and "." in key and "/" not in key:
+            if not equals and not rest:
+                raise ConfigError(f"{quote(word)} needs a value; write {clip(word, 60)}=VALUE")
             if not equals:
-                value = rest.pop(0) if rest else ""
+                value = rest.pop(0)
             word = f"{key}={value}"
         result.append(word)
     return result
+
+
+def _check_place() -> None:
+    """Refuse a working folder that has been removed: torch's libraries would end the process."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise StorageError("the folder that you are in is gone; change to another one") from error
 
 
 def _stopped(received: list[int]) -> int:
@@ -117,33 +134,49 @@ def _stopped(received: list[int]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    with contextlib.suppress(OSError):
-        print(f"ornstein: {message}", file=sys.stderr)
+    if sys.stderr is not None:  # closed by who started us; print would take standard output
+        with contextlib.suppress(OSError):
+            print(f"ornstein: {clip(printable(message), 400)}", file=sys.stderr)
     return code
 
 
-def _sentence(message: str) -> str:
-    """A parser's message on one line."""
-    text = " ".join(message.split())
-    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+def _cause(error: Exception) -> tuple[str, int]:
+    """What to say of an error that is not of our own making, and the exit code."""
+    if isinstance(error, OSError):
+        if error.errno == errno.ENAMETOOLONG:
+            return f"{quote(str(error.filename))} is too long for a path", ConfigError.code
+        where = f" ({clip(str(error.filename), 200)})" if error.filename else ""
+        return f"the system refused: {error.strerror or error}{where}", StorageError.code
+    if isinstance(error, MemoryError) or _of_memory(error):
+        return (
+            "out of memory; use a smaller optim.micro_batch, a smaller network or smaller images",
+            OutOfMemory.code,
+        )
+    if isinstance(error, OverflowError):
+        what = error.args[-1] if error.args else "overflow"
+        return (
+            f"a number is too large or too small to compute with ({what}); look for an extreme "
+            "value among the settings",
+            ConfigError.code,
+        )
+    return _bug(), 1
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def _of_memory(error: Exception) -> bool:
     text = str(error)
-    return (
-        isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text
     )
 
 
-def _bug() -> int:
+def _bug() -> str:
     if os.environ.get("ORNSTEIN_DEBUG"):
         traceback.print_exc()
-        return 1
     handle, name = tempfile.mkstemp(prefix="ornstein-error-", suffix=".log", text=True)
     with os.fdopen(handle, "w") as log:
         traceback.print_exc(file=log)
-    last = traceback.format_exc().strip().splitlines()[-1]
-    return _fail(f"this is a bug ({last}); please report it with {Path(name)}", 1)
+    last = clip(traceback.format_exc().strip().splitlines()[-1], 200)
+    return f"this is a bug ({last}); please report it with {Path(name)}"
 
 
 def _version() -> str:
