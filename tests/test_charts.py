@@ -122,6 +122,17 @@ def test_an_error_bar_reaches_from_low_to_high():
     np.testing.assert_allclose(ends, [2, 6], atol=0.1)
 
 
+def test_an_error_bar_to_zero_leaves_a_logarithmic_frame():
+    bar = Curve([1.0], [0.5], low=[0.0], high=[1.0])
+    image = pixels(bar, y_log=True, y_range=(0.01, 10), x_range=(0, 2))
+    left, right, bottom, top = frame(image)
+    coloured = image[..., 2] - image[..., 0] > 40
+    middle = round((left + right) / 2)
+    height = np.flatnonzero(coloured[:, middle - 1 : middle + 2].any(1))
+    assert (bottom - height[0]) / (bottom - top) == pytest.approx(2 / 3, abs=0.01)
+    assert height[-1] == pytest.approx(bottom, abs=2)
+
+
 def test_a_gap_is_where_numbers_are_not_finite():
     x = np.linspace(0, 1, 101)
     y = np.where(abs(x - 0.5) < 0.1, math.nan, 0.5)

@@ -103,7 +103,7 @@ def test_numbers_of_an_estimate(tmp_path):
     parameters = sum(p.numel() for p in run._learner().parameters())
     assert (found.parameters, found.trained, found.averages) == (parameters, parameters, 1)
     assert found.micro_batch is None
-    assert len(found.seconds) >= 3
+    assert len(found.seconds) >= 1
     assert found.resident < found.memory < found.free
     assert found.flops > 2 * parameters
     assert not list(tmp_path.iterdir())

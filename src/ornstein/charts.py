@@ -76,12 +76,13 @@ class Axis(NamedTuple):
     stop: int
 
     def place(self, values: Numbers | None) -> np.ndarray:
-        """Where numbers are drawn, pixels [N], float64; NaN for those without a place."""
+        """Where numbers are drawn, pixels [N], float64; not finite for those without a place."""
         v = np.asarray([] if values is None else values, dtype=np.float64)
         low, high = self.ticks[0], self.ticks[-1]
         if self.log:
             low, high = math.log10(low), math.log10(high)
-            v = np.log10(v, where=v > 0, out=np.full_like(v, np.nan))
+            with np.errstate(divide="ignore"):
+                v = np.log10(np.maximum(v, 0))  # what is not positive is infinitely far down
         return self.start + (self.stop - self.start) * ((v - low) / (high - low))
 
 
@@ -112,7 +113,7 @@ def _log_ticks(low: float, high: float, most: int) -> tuple[float, ...]:
     round_ones = [f * 10.0**p for p in range(down - 1, up + 1) for f in (1, 2, 5)]
     start = max(i for i, v in enumerate(round_ones) if v <= low * (1 + 1e-9))
     stop = min((i for i, v in enumerate(round_ones) if v >= high * (1 - 1e-9) and i > start))
-    if stop - start <= most and up - down <= 2:
+    if stop - start <= most:
         return tuple(float(f"{v:.6g}") for v in round_ones[start : stop + 1])
     step = math.ceil((up - down) / most)
     return tuple(10.0 ** (down + i * step) for i in range(math.ceil((up - down) / step) + 1))

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
@@ -19,7 +18,7 @@ from PIL import Image
 from ornstein import pictures
 from ornstein.charts import Curve, Panel, chart
 from ornstein.data.images import cache_folder
-from ornstein.errors import CheckpointError, ConfigError
+from ornstein.errors import CheckpointError, OrnsteinError
 from ornstein.features.select import extractor_for
 from ornstein.log import last_line
 from ornstein.scores import Estimate, Scores, read
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 LIVE = 30.0  # seconds since the last update of a run that is being trained
 STRIP = 10  # samples of each row in the picture
 POINTS = 2000  # of vector data, drawn as a cloud
+WIDTH = 1600  # of a picture without a chart, in pixels
+FAR = 8.0  # a chart whose scores are further apart than this factor is logarithmic
 
 
 class Asked(NamedTuple):
@@ -72,19 +73,26 @@ def compared(
 
     fresh: measure anew what is stored already.
     """
-    for run, group in groupby(pairs, key=lambda pair: pair[0]):
-        with contextlib.ExitStack() as stack:
-            with contextlib.suppress(CheckpointError):  # which each row will say
-                stack.enter_context(run.still(asked.average))
-            for _, how in group:
-                state = state_of(run)
-                try:
-                    scores = None if fresh else stored(run, how, asked)
-                    scores = scores or run.scores(generation=how, **asked._asdict())
-                except (CheckpointError, ConfigError) as error:
-                    yield Row(run, how, state, None, str(error))
-                else:
-                    yield Row(run, how, state, scores)
+    for run, how in pairs:
+        state = state_of(run)
+        try:
+            scores = None if fresh else stored(run, how, asked)
+            scores = scores or run.scores(generation=how, **asked._asdict())
+        except OrnsteinError as error:
+            yield Row(run, how, state, None, str(error))
+        else:
+            yield Row(run, how, state, scores)
+
+
+@contextlib.contextmanager
+def still(runs: Iterable[Run], average: str) -> Iterator[None]:
+    """Within, each run is as at its last checkpoint now: its scores and its pictures are of the
+    same weights, though another process trains it. A run without a checkpoint is left alone."""
+    with contextlib.ExitStack() as stack:
+        for run in runs:
+            with contextlib.suppress(CheckpointError):  # which each of its rows will say
+                stack.enter_context(run.still(average))
+        yield
 
 
 def state_of(run: Run) -> str:
@@ -133,30 +141,38 @@ def difference(rows: list[Row]) -> str:
         ("seed", "the seed"),
     ):
         if len({getattr(protocol, name) for protocol in protocols}) > 1:
-            return f"these scores do not compare: {what} differ"
+            names = ", ".join(dict.fromkeys(row.run.info.name for row in rows if row.scores))
+            which = f" ({names})" if name == "data" else ""
+            return f"these scores do not compare: {what} differ{which}"
     return ""
+
+
+def comparable(rows: list[Row]) -> bool:
+    """Whether some two rows with scores compare, or there is but one."""
+    protocols = [row.scores.protocol.model_dump_json() for row in rows if row.scores is not None]
+    return len(protocols) == 1 or len(set(protocols)) < len(protocols)
 
 
 def picture(rows: list[Row], asked: Asked) -> Image.Image:
     """The same seeds drawn by each row, and curves against evaluations where there are any."""
     shown = [row for row in rows if row.scores is not None]
-    labels = [label(row, shown) for row in shown]
-    colours = _groups(shown)
+    groups = _groups(shown)
     vectors = shown[0].run.info.kind != "image"
-    drawn = []
-    for row in shown:
+    lines: dict[int, tuple[str, list[Image.Image]]] = {}
+    for i, (row, group) in enumerate(zip(shown, groups, strict=True)):
         n = POINTS if vectors else STRIP
         x = row.run.generate(n, asked.seed, generation=row.how, average=asked.average)
-        if vectors:
-            drawn.append([pictures.picture(x, row.run.info)])
-        else:
-            drawn.append([pictures.single(one, row.run.info) for one in x])
-    if vectors:  # clouds stand side by side
-        below = strips([("", [cloud for (cloud,) in drawn])], labels)
-    else:
-        below = strips(list(zip(labels, drawn, strict=True)), colours=colours)
-    panels = _panels(shown, colours)
-    return stacked([chart(panels), below]) if panels else below
+        if not vectors:
+            lines[i] = label(row, shown), [pictures.single(one, row.run.info) for one in x]
+            continue
+        name, clouds = lines.get(group, (_curve_name(shown, groups, group), []))
+        more = f"{name}, {row.how.steps}" if clouds else f"{name}: steps {row.how.steps}"
+        lines[group] = more, [*clouds, pictures.picture(x, row.run.info)]
+    colours = list(lines) if vectors else groups
+    panels = [] if difference(shown) else _panels(shown, groups)
+    above = [chart(panels)] if panels else []
+    width = above[0].width if above else WIDTH
+    return stacked([*above, strips(list(lines.values()), width=width, colours=colours)])
 
 
 def label(row: Row, rows: list[Row]) -> str:
@@ -178,32 +194,43 @@ def _groups(rows: list[Row]) -> list[int]:
     return [known.index(key) for key in keys]
 
 
-def _panels(rows: list[Row], groups: list[int]) -> list[Panel]:
-    """Scores against evaluations, one curve for each group of several step counts."""
+def _curve_name(rows: list[Row], groups: list[int], group: int) -> str:
+    """What tells the rows of a group from those of the others."""
+    firsts = [rows[groups.index(one)] for one in dict.fromkeys(groups)]
+    return label(rows[groups.index(group)], firsts)
 
-    def curves(found: list[Estimate | None]) -> list[Curve]:
+
+def _panels(rows: list[Row], groups: list[int]) -> list[Panel]:
+    """Scores against evaluations and seconds, a curve for each group of several step counts."""
+
+    def panel(
+        title: str, found: Sequence[Estimate | None], across: str, cost: Sequence[float | None]
+    ) -> Panel:
         made = []
         for group in dict.fromkeys(groups):
             points = sorted(
-                (row.how.evaluations, estimate.value, estimate.low, estimate.high)
-                for row, estimate, own in zip(rows, found, groups, strict=True)
-                if own == group and estimate is not None
+                (x, y.value, y.low, y.high)
+                for x, y, own in zip(cost, found, groups, strict=True)
+                if own == group and x is not None and y is not None
             )
             if points:
-                firsts = [rows[groups.index(one)] for one in dict.fromkeys(groups)]
-                name = label(rows[groups.index(group)], firsts)
                 x, y, low, high = zip(*points, strict=True)
+                name = _curve_name(rows, groups, group)
                 made.append(Curve(x, y, name, low, high, markers=True))
-        return made
+        values = [y.value for y in found if y is not None]
+        wide = min(values) > 0 and max(values) > FAR * min(values)
+        return Panel(made, title, across, x_log=True, y_log=wide)
 
     if len({row.how.evaluations for row in rows}) < 2 or len(set(groups)) == len(rows):
         return []
     scores = [row.scores for row in rows if row.scores is not None]
     name = scores[0].protocol.names["frechet"]
-    panels = [
-        Panel(curves([s.frechet for s in scores]), name, "evaluations of the network", x_log=True)
-    ]
+    frechet = [s.frechet for s in scores]
+    evaluations = [row.how.evaluations for row in rows]
+    seconds = [None if s.made is None else s.made.seconds for s in scores]
+    panels = [panel(name, frechet, "evaluations of the network", evaluations)]
+    panels.append(panel(name, frechet, "seconds for a sample", seconds))
     bits = [None if s.likelihood is None else s.likelihood.bits_per_dim for s in scores]
     if len([b for b in bits if b is not None]) > 1:
-        panels.append(Panel(curves(bits), "bits/dim", "evaluations of the network", x_log=True))
+        panels.append(panel("bits/dim", bits, "evaluations of the network", evaluations))
     return panels

@@ -68,7 +68,8 @@ def lengthened(recipe: Recipe, seconds: Sequence[float]) -> Recipe:
 
 
 def update_seconds(recipe: Recipe, dataset: Dataset, load: Load) -> list[float]:
-    """The seconds that each of a few updates takes, three at least, after three to warm up."""
+    """The seconds that each of a few updates takes: three at least, after three to warm up, but
+    only one where that takes longer than all of them should."""
     optim = recipe.optim
     learner = recipe.learner(dataset.info, load).to(default_device())
     trial = optim.model_copy(update={"samples": 10**12})
@@ -82,9 +83,13 @@ def update_seconds(recipe: Recipe, dataset: Dataset, load: Load) -> list[float]:
     budget = min(TRIAL_SECONDS, TRIAL_SECONDS * (optim.minutes or 1))
     times: list[float] = []
     for event in events:
-        if event.step > 3:  # the first updates warm caches up
-            times.append(event.seconds)
-        if len(times) >= 3 and sum(times) > budget:
+        times.append(event.seconds)
+        # The first updates warm caches up, which is nothing beside an update of many seconds.
+        if len(times) >= 6 and sum(times[3:]) > budget:
+            times = times[3:]
+            break
+        if sum(times) > 4 * budget:
+            times = times[3:] or times[-1:]
             break
     events.close()  # type: ignore[attr-defined]
     return times

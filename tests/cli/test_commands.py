@@ -1,4 +1,4 @@
-"""The command line as a person types it: right answers, and one sentence for wrong ones."""
+"""The command line as a person types it; wrong inputs are in `test_wrong_inputs.py`."""
 
 from __future__ import annotations
 
@@ -34,49 +34,6 @@ def say(capsys, *words):
     code = run(list(words))
     out, err = capsys.readouterr()
     return code, out, err
-
-
-WRONG = [
-    (2, "train dpm", "did you mean 'ddpm'?"),
-    (2, "train ddpm optim.lr=-1", "optim.lr must be greater than 0, got -1"),
-    (2, "train ddpm --optim.lr=abc", "optim.lr must be a number, got 'abc'"),
-    (2, "train ddpm --optim.lr abc", "optim.lr must be a number, got 'abc'"),
-    (2, "train ddpm optim.lrr=1", "did you mean 'optim.lr'?"),
-    (2, "train ddpm lr=1", "did you mean 'optim.lr'?"),
-    (2, "train ddpm model.target=edmm", "did you mean 'edm'?"),
-    (2, "train ddpm junk", "has no '='"),
-    (2, "train ddpm --minuts 3", "Did you mean --minutes?"),
-    (2, "train ddpm --samples -4", "optim.samples must be at least 1"),
-    (2, "train ddpm --samples many", "samples"),
-    (2, "train ddpm --file nowhere.yaml", "there is no file nowhere.yaml"),
-    (2, "train nowhere.yaml", "there is no file nowhere.yaml"),
-    (2, "train ddpm model.process=straight", "does not determine the clean image"),
-    (2, "train ddpm optim.precision=bf16 --samples 32", "optim.precision=auto"),
-    (3, "train ddpm --data swis_roll", "did you mean 'swiss_roll'?"),
-    (3, "train ddpm --data nowhere/at/all", "does not exist"),
-    (2, "train ddpm --data moons model.network=unet", "write model.network=mlp"),
-    (2, "sampel small", 'Did you mean "sample"?'),
-    (2, "sample smal", "did you mean 'small'?"),
-    (2, "sample small -n 0", "must be at least 1"),
-    (2, "sample small step=jumpp", "did you mean 'jump'?"),
-    (2, "sample small --save jpg", "jpg"),
-    (2, "sample small --average other", "keeps no average 'other'"),
-    (2, "evaluate", "requires an argument"),
-    (2, "show dpm", "did you mean 'ddpm'?"),
-]
-
-
-@pytest.mark.parametrize(("code", "words", "hint"), WRONG, ids=lambda v: str(v)[:40])
-def test_a_mistake_is_one_sentence(code, words, hint, runs, capsys, monkeypatch):
-    monkeypatch.chdir(runs)
-    found, out, err = say(capsys, *words.split(), "--runs", str(runs))
-    assert found == code, err
-    assert out == ""
-    last = err.strip().splitlines()[-1]
-    assert last.startswith("ornstein: ")
-    assert hint in last
-    assert "Traceback" not in err
-    assert not [p for p in runs.iterdir() if p.name != "small"]  # and nothing is left behind
 
 
 def test_dotted_options_are_overrides():

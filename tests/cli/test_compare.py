@@ -51,7 +51,7 @@ def test_runs_beside_each_other(runs, tmp_path, capsys):
     assert [line.split()[0] for line in lines[3:5]] == ["one", "two"]
     assert sum(line.count("*") for line in lines[3:5]) >= 2  # the best are marked
     with Image.open(out) as picture:
-        assert picture.width == 1200
+        assert picture.width == 1600
 
 
 def test_samplers_and_step_counts_of_one_run_are_their_product(runs, tmp_path, capsys):
@@ -93,9 +93,15 @@ def test_other_data_do_not_compare_and_the_table_says_so(runs, capsys, tmp_path)
     code, text, _ = say(
         capsys, runs, "one", "plane", "--steps", "2", "--out", str(tmp_path / "x.png")
     )
-    assert code == 0
-    assert "these scores do not compare: their data differ" in text
+    assert code == 2  # nothing was compared
+    assert "these scores do not compare: their data differ (digits, moons)" in text
     assert "*" not in text
+    code, text, _ = say(
+        *(capsys, runs, "one", "two", "plane", "step=jump", "grid=trailing"),
+        *("--steps", "2", "--out", str(tmp_path / "y.png")),
+    )
+    assert code == 0  # two of the three were
+    assert "these scores do not compare: their data differ (digits, moons)" in text
 
 
 def test_a_run_without_a_checkpoint_is_listed(runs, tmp_path, capsys):

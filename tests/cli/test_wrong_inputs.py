@@ -24,8 +24,6 @@ from ornstein.cli import COMMANDS, run
 
 TINY = ["model.network=unet", "model.network.channels=[8,16]", "optim.batch=32", "optim.warmup=0"]
 LONG = "x" * 5000
-USER = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
-"""Whom a child process runs as, so that permissions count for it."""
 
 
 # ── The place.
@@ -683,6 +681,64 @@ RUNS = [
 ]
 
 
+OTHERS = [
+    (2, "inspect", "inspect needs a DATA"),
+    (3, "inspect nowhere", "'nowhere' is no known data set"),
+    (3, "inspect d/a.zip", "is an archive: unpack it"),
+    (3, "inspect d/nothing", "a folder needs at least 2"),
+    (3, "inspect d/torn", "3 cannot be read, the first is 0.png"),
+    (3, "inspect d/nan.npy", "in row 5 (the first is 0)"),
+    (3, "inspect d/grey", "there is nothing to learn"),
+    (3, ["inspect", ""], "no data was named"),
+    (2, "inspect d/images extra", "'extra' says nothing about data: write data.KEY=VALUE"),
+    (2, "inspect digits --seed 1", "inspect has no option '--seed'"),
+    (5, "inspect digits --out afile/x", "cannot write afile"),
+    (2, "schedules nope", "no process, recipe or run 'nope'; known: "),
+    (2, "schedules cosin", "did you mean 'cosine'?"),
+    (2, "schedules tabulated.rule=lineer", "did you mean 'linear'?"),
+    (2, "schedules tabulated.zzz=3", "known: beta_first, beta_last"),
+    (2, "schedules tabulated.steps=1", "must be at least 2"),
+    (2, "schedules tabulated.rule=linear,rule=cosine", "is given twice"),
+    (2, "schedules vp.beta_max=-1", "beta_max must be greater than 0"),
+    (2, "schedules vp.sigma_max=3", "it belongs to the kind 've'"),
+    (2, "schedules f/unknown.yaml", "did you mean 'optim.lr'?"),
+    (2, "schedules f/empty.yaml", "got nothing"),
+    (2, ["schedules", LONG], "is too long for a path"),
+    (3, "schedules --data nowhere", "'nowhere' is no known data set"),
+    (3, "schedules --data d/nothing", "a folder needs at least 2"),
+    (2, "schedules --seed 1.5", "--seed must be a whole number, got '1.5'"),
+    (2, ["schedules", "--out", ""], "--out must be a path, got ''"),
+    (2, "compare", "compare needs at least one RUN"),
+    (2, "compare step=jump", "compare needs at least one RUN"),
+    (2, "compare smal", "no run 'smal'; did you mean 'small'?"),
+    (2, "compare small --steps 0", "steps must be at least 1"),
+    (2, "compare small --steps 5,many", "steps must be a whole number, got 'many'"),
+    (2, "compare small --steps 2.5", "steps must be a whole number, got 2.5"),
+    (2, "compare small --steps 3 steps=3", "'steps' is given twice"),
+    (2, "compare small --step jumpp", "did you mean 'jump'?"),
+    (2, "compare small --grid trailing,karas", "did you mean 'karras'?"),
+    (2, "compare small step.eta=1", "it belongs to the kind 'jump'"),
+    (2, "compare small zzz=1", "unknown key 'zzz'"),
+    (2, "compare small --average other", "keeps no average 'other'"),
+    (2, "compare small --likelihood 1.5", "--likelihood must be a whole number"),
+    (4, "compare broken/open_recipe", "is damaged"),
+    (2, "evaluate small --split test", "--split must be 'train' or 'held_out', got 'test'"),
+    (2, "evaluate small --extractor fid", "no extractor 'fid'; write --extractor classifier"),
+    (2, "evaluate small --average other", "keeps no average 'other'"),
+    (2, "evaluate small --likelihood -1", "a likelihood cannot be of -1 samples"),
+    (2, "evaluate small --likelihood some", "--likelihood must be a whole number"),
+    (4, "evaluate broken/no_ckpt", "has no checkpoint yet; train it first"),
+    (2, "train ddpm --dry-run=maybe", "--dry-run must be true or false"),
+    (2, "train ddpm --dry-run optim.lr=-1", "optim.lr must be greater than 0"),
+    (2, "train ddpm --dry-run --samples 0", "optim.samples must be at least 1"),
+    (2, "train ddpm --dry-run model.process=straight", "does not determine the clean image"),
+    (2, "train edm --dry-run --run ../x", "must be a plain name, not '../x'"),
+    (3, "train ddpm --dry-run --data nowhere", "'nowhere' is no known data set"),
+    (4, "train edm --dry-run --run small", "made with model.network.kind='unet', not null"),
+    (5, "train edm --dry-run --runs afile", "afile is not a folder"),
+]
+
+
 def in_words(words):
     return words if isinstance(words, list) else shlex.split(words)
 
@@ -697,12 +753,23 @@ def of_data(words):
 
 
 WRONG = [
-    *((code, in_words(words), hint) for code, words, hint in [*PARSER, *RECIPES, *FILES, *RUNS]),
+    *(
+        (code, in_words(words), hint)
+        for code, words, hint in [*PARSER, *RECIPES, *FILES, *RUNS, *OTHERS]
+    ),
     *((code, ["train", "ddpm", *in_words(words)], hint) for code, words, hint in SETTINGS),
     *((code, of_data(words), hint) for code, words, hint in DATA),
     *((code, ["train", *in_words(words)], hint) for code, words, hint in CLASHES),
 ]
 NOTE = re.compile(r".* is now '\w+': its other settings are the defaults|.*, the kind that has .*")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """A cache of our own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORNSTEIN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def tree(folder):
@@ -718,7 +785,6 @@ def test_the_inputs_are_many_and_distinct():
 @pytest.mark.parametrize(("code", "words", "hint"), WRONG, ids=lambda v: repr(v)[:50])
 def test_a_mistake_is_one_sentence(code, words, hint, place, capsys, monkeypatch):
     monkeypatch.chdir(place)
-    monkeypatch.setenv("ORNSTEIN_CACHE", str(place.parent / "cache"))
     before = tree(place)
     capsys.readouterr()
     found = run(words)
@@ -734,6 +800,35 @@ def test_a_mistake_is_one_sentence(code, words, hint, place, capsys, monkeypatch
     assert "bug" not in sentence
     assert all(NOTE.fullmatch(line) for line in notes)
     assert tree(place) == before
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "hint", "name", "value"),
+    [
+        (2, "sample small", "the device 'tpu' cannot be used", "ORNSTEIN_DEVICE", "tpu"),
+        (2, "train edm --samples 64", "set ORNSTEIN_DEVICE to cpu", "ORNSTEIN_DEVICE", "meta:x"),
+        (
+            5,
+            "train edm --data d/images",
+            "set ORNSTEIN_CACHE to another",
+            "ORNSTEIN_CACHE",
+            "afile",
+        ),
+    ],
+)
+def test_an_environment_that_cannot_be_used(
+    code, words, hint, name, value, place, capsys, monkeypatch
+):
+    monkeypatch.setenv(name, value)
+    test_a_mistake_is_one_sentence(code, in_words(words), hint, place, capsys, monkeypatch)
+
+
+def test_a_precision_that_would_be_emulated(place, capsys, monkeypatch):
+    monkeypatch.setenv("ORNSTEIN_DEVICE", "cpu")
+    for part in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(f"torch.cpu.{part}", lambda: False)
+    words, hint = ["train", "ddpm", "optim.precision=bf16"], "write optim.precision=auto"
+    test_a_mistake_is_one_sentence(2, words, hint, place, capsys, monkeypatch)
 
 
 # ── What root may do all the same.
@@ -853,13 +948,15 @@ def test_in_a_folder_that_is_gone(tmp_path):
 
 
 def test_in_a_folder_that_may_not_be_written(tmp_path):
-    try:
-        subprocess.run([sys.executable, "-c", ""], check=True, **USER)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("another user may not run this Python")
+    shell = 'exec "$0" "$@"'
+    if os.geteuid() == 0:  # who may write everything, so another user tries
+        shell = 'exec setpriv --reuid=65534 --regid=65534 --clear-groups "$0" "$@"'
+        if shutil.which("setpriv") is None or child("--version", shell=shell)[0] != 0:
+            pytest.skip("no other user can run this Python")
     tmp_path.chmod(0o555)
     try:
-        code, out, err = child("train", "ddpm", "--runs", str(tmp_path / "x"), cwd="/", **USER)
+        words = ["train", "ddpm", "--runs", str(tmp_path / "x")]
+        code, out, err = child(*words, shell=shell, cwd="/")
     finally:
         tmp_path.chmod(0o755)
     assert (code, out) == (5, b"")

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-ENGLISH = ("README.md", "docs/notation.md", "docs/equations.md")
+ENGLISH = (
+    "README.md",
+    "docs/data.md",
+    "docs/measuring.md",
+    "docs/notation.md",
+    "docs/equations.md",
+)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

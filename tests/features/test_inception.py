@@ -44,6 +44,7 @@ def weights():
         else:
             fill = 1.0 if name.endswith(("running_var", "bn.weight")) else 0.0
             found[name] = torch.full(tuple(tensor.shape), fill)
+    found["fc.bias"] = torch.linspace(-1, 1, 1008)
     return found
 
 

@@ -52,6 +52,22 @@ def test_damage_is_noticed(tmp_path):
         assert kept(tmp_path, "kind", {}, lambda: make(2.0)).tensors["a"][0] == 1
 
 
+def test_a_file_that_was_made_from_something_else_is_as_good_as_none(tmp_path):
+    for value in (1.0, 2.0):
+        about = {"value": value}
+        kept(tmp_path, "kind", about, lambda v=value: Stored({"a": torch.tensor(v)}, {}))
+    one, other = sorted(tmp_path.iterdir())
+    one.write_bytes(other.read_bytes())
+    found = {
+        float(
+            kept(tmp_path, "kind", {"value": v}, lambda: Stored({"a": -torch.ones(())}, {}))[0]["a"]
+        )
+        for v in (1.0, 2.0)
+    }
+    assert -1 in found
+    assert len(found) == 2
+
+
 def test_the_digest_tells_names_and_values_apart():
     a, b = torch.tensor([1.0, 2.0]), torch.tensor([1.0, -2.0])
     found = {digest(t) for t in ({"a": a}, {"b": a}, {"a": b}, {"a": a, "b": b})}

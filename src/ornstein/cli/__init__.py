@@ -25,6 +25,7 @@ from ornstein.errors import (
 
 COMMANDS = {
     "demo": "Train a diffusion model on real handwritten digits, in about a minute.",
+    "inspect": "Say what is in your data, what is wrong with it, and how to train on it.",
     "train": "Train a recipe on your data; the same command goes on where it stopped.",
     "sample": "Draw samples from a run: images, a grid, an array, or an animation.",
     "evaluate": "Score a run's samples, with references and an interval.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,7 @@ from ornstein.cli.request import Request
 from ornstein.errors import printable
 
 if TYPE_CHECKING:
-    from ornstein.data.info import Originals
+    from ornstein.data.info import BadFile, Originals
 
 
 class Outcome(NamedTuple):
@@ -112,8 +112,7 @@ def _report_data(run: Any) -> None:
         say(line)
     bad = run.dataset.bad
     if bad:
-        lines = "".join(f"{printable(file.path)}\t{file.reason}\n" for file in bad)
-        (run.path / "bad_files.tsv").write_text(lines, encoding="utf-8")
+        (run.path / "bad_files.tsv").write_text(bad_table(bad), encoding="utf-8")
         say(f"{len(bad):,} unreadable files were skipped; {run.path}/bad_files.tsv lists them")
 
 
@@ -135,6 +134,11 @@ def _resizing(source: Any, shape: tuple[int, ...], sizes: Originals | None) -> s
     more = getattr(source, "size", h) is None and min(sizes.median) >= 2 * max(h, w)
     advice = f"; data.size={2 * h} for more detail (about 4 times the work)" if more else ""
     return f"images of {which} are {how}{change} to {w}×{h}{advice}"
+
+
+def bad_table(bad: Sequence[BadFile]) -> str:
+    """A line for each file that was left out: its name, a tab and the reason."""
+    return "".join(f"{printable(file.path)}\t{file.reason}\n" for file in bad)
 
 
 def _set_aside(path: Path) -> None:

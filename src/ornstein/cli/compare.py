@@ -82,25 +82,25 @@ def compare(
     ]
 
     from ornstein import fsops, pictures
-    from ornstein.comparison import Asked, compared, difference, picture
+    from ornstein.comparison import Asked, comparable, compared, difference, picture, still
 
     asked = Asked(n, seed, average, extractor, likelihood)
     rows = []
-    for row in compared(pairs, asked, fresh):
-        rows.append(row)
-        if len(pairs) > 1:
-            show(f"{len(rows)} of {len(pairs)}: {row.run.path.name}, {row.sampler}")
-    if json:
-        print(_json(rows))
-    else:
-        print(table(rows))
-    measured = [row for row in rows if row.scores is not None]
-    if not measured:
-        raise ConfigError(f"nothing could be compared: {rows[0].note}")
-    if not difference(rows) or len({row.run.info.kind for row in measured}) == 1:
-        fsops.make_folder(out.parent)
-        fsops.replace(out, pictures.png(picture(rows, asked)))
-        show(f"{out}: the same seeds drawn by each row")
+    with still(opened, average):
+        for row in compared(pairs, asked, fresh):
+            rows.append(row)
+            if len(pairs) > 1:
+                show(f"{len(rows)} of {len(pairs)}: {row.run.path.name}, {row.sampler}")
+        print(_json(rows) if json else table(rows))
+        measured = [row for row in rows if row.scores is not None]
+        if not measured:
+            raise ConfigError(f"nothing could be compared: {rows[0].note}")
+        if len({row.run.info.kind for row in measured}) == 1:
+            fsops.make_folder(out.parent)
+            fsops.replace(out, pictures.png(picture(rows, asked)))
+            show(f"{out}: the same seeds drawn by each row")
+    if not comparable(rows):
+        raise ConfigError(f"nothing could be compared: {difference(rows)}")
     return 0
 
 

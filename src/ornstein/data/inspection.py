@@ -222,9 +222,10 @@ def _why(source: Choice, dataset: Dataset) -> str:
     if set(sizes) == {(h, w)}:
         return "all images have it"
     short = min(sizes.median)
+    half = f"half of the images have a short side of up to {short}"
     if getattr(source, "size", None) is not None:
-        return f"asked for; half of the images have a short side of up to {short}"
+        return f"asked for; {half}"
     if h < 64:
-        return "nine in ten images reach it with their short side"
-    more = f"; data.size={2 * h} for more detail, at about 4 times the work" * (short >= 2 * h)
-    return f"64 trains in hours where larger images take days{more}"
+        return "nine in ten images reach it, or it is the smallest that is chosen"
+    more = f"; data.size={2 * h} shows more, at about 4 times the work" if short >= 2 * h else ""
+    return f"the largest that is chosen unasked; {half}{more}"
