@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
 import subprocess
 import sys
@@ -146,12 +147,14 @@ def test_what_does_not_fit_is_not_tried_and_a_micro_batch_is_proposed(monkeypatc
 
 def test_memory_as_the_system_tells_it():
     before = memory.held(CPU)
-    block = np.ones(64 * MIB, dtype=np.uint8)
-    with_block = memory.held(CPU)
-    assert with_block - before == pytest.approx(block.nbytes, rel=0.2)
-    assert memory.peak(CPU) >= with_block
-    del block
-    assert memory.peak(CPU) >= with_block
+    with mmap.mmap(-1, 64 * MIB) as block:  # the C library may have freed memory to give again
+        for page in range(0, len(block), mmap.PAGESIZE):
+            block[page] = 1
+        within = memory.held(CPU)
+        assert within - before == pytest.approx(64 * MIB, rel=0.1)
+        assert memory.peak(CPU) >= within - MIB  # the system counts in batches of pages
+    assert memory.held(CPU) < within - 32 * MIB
+    assert memory.peak(CPU) >= within - MIB
     assert 0 < memory.free(CPU) <= sys.maxsize
 
 

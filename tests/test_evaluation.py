@@ -182,6 +182,16 @@ def test_equal_counts_are_compared():
     assert score(data, normal(5000, seed=1), Eye()).protocol.compared == 3900
 
 
+def test_real_samples_are_drawn_at_random_where_some_stand_for_all():
+    """Data may come in an order, by class say; parts of them must not."""
+    x = normal(900)
+    data = dataset(x[np.argsort(x[:, 0])], held_out=300, kind="vector")
+    said = score(data, normal(60, seed=1), Eye()).baselines
+    assert said["halves"].values["frechet"] < 0.1  # in order, the means are 1.6 apart
+    for name in ("halves", "held_out"):
+        assert min(said[name].values[m] for m in ("recall", "coverage")) > 0.75
+
+
 def test_few_samples_have_distances_only():
     data = points(40, 10)
     few = score(data, normal(5, seed=1), Eye())

@@ -227,10 +227,10 @@ def test_overrides_rebuild_a_recipe(recipe, other):
     resolved = resolve(Recipe, other, None, words(recipe))
     assert resolved.value == recipe
     assert set(resolved.provenance.values()) == {"command line"}
-    changed = difference(recipe, other)
-    assert (changed == {}) == (recipe == other)
+    told = difference(recipe, other)
+    assert (told == {}) == (recipe == other)
     assert not difference(recipe, resolved.value)
-    assert all(a != b for a, b in changed.values())
+    assert all(a != b for a, b in told.values())
 
 
 # ── Single mistakes.
@@ -285,7 +285,7 @@ def mistakes(site: Site) -> Iterator[Mistake]:
         if site.value is not None:
             yield Mistake((*site.way, "no_such_key"), 1, f"{site.key}.no_such_key")
         return
-    yield Mistake((*site.way, "no_such_key"), 1, site.key)  # a leaf has no keys below it
+    yield Mistake((*site.way, "no_such_key"), 1, section)  # a leaf has no keys below it
     if literals:
         yield from here([1], f"{literals[0]}x", 12345)
         if not optional:
@@ -337,7 +337,7 @@ def changed(tree: Any, way: tuple[str | int, ...], value: Any) -> Any:
 def recipes_with_a_mistake(draw: Any) -> tuple[Recipe, Mistake]:
     recipe = draw(recipes)
     found = [mistake for site in sites(recipe) for mistake in mistakes(site)]
-    return recipe, draw(st.sampled_from(found))
+    return recipe, draw(st.sampled_from([*found, Mistake(("no_such_key",), 1, "no_such_key")]))
 
 
 def refused(*arguments: Any) -> str:
@@ -359,7 +359,7 @@ def test_a_mistake_in_a_file_is_refused(broken, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     message = refused({}, path)
-    assert mistake.named in message or "some characters are not text" in message
+    assert mistake.named in message
 
 
 @fuzz(100, broken=recipes_with_a_mistake())

@@ -109,7 +109,9 @@ def estimate(run: Run, previews: bool = True) -> Estimate:
             proposed //= 2
     else:
         seconds = update_seconds(recipe, dataset, load)
-        peak = max(memory.peak(device), resident + count.saved_peak(device))
+        measured = max(memory.peak(device), resident + count.saved_peak(device))
+        # One update alone has not come to its peak yet.
+        peak = measured if len(seconds) >= 3 else max(measured, peak)
         if recipe.optim.samples is None:
             recipe = lengthened(recipe, seconds)
     parameters = list(learner.parameters())

@@ -83,13 +83,12 @@ def update_seconds(recipe: Recipe, dataset: Dataset, load: Load) -> list[float]:
     budget = min(TRIAL_SECONDS, TRIAL_SECONDS * (optim.minutes or 1))
     times: list[float] = []
     for event in events:
-        times.append(event.seconds)
-        # The first updates warm caches up, which is nothing beside an update of many seconds.
-        if len(times) >= 6 and sum(times[3:]) > budget:
-            times = times[3:]
+        if event.step > 3:  # the first updates warm caches up, the very first may compile
+            times.append(event.seconds)
+        elif event.step > 1 and event.seconds > 4 * budget:
+            times = [event.seconds]  # nobody waits for more of these
             break
-        if sum(times) > 4 * budget:
-            times = times[3:] or times[-1:]
+        if len(times) >= 3 and sum(times) > budget:
             break
     events.close()  # type: ignore[attr-defined]
     return times

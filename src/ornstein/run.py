@@ -642,14 +642,17 @@ class Run:
         found = self._changes(request)
         if not found:
             return
-        record = fsops.read_json(self.path / "provenance.json")
+        path = self.path / "provenance.json"
+        record = fsops.read_json(path)
+        if not isinstance(record, dict) or not isinstance(record.get("changes"), list):
+            raise CheckpointError(f"{path} is missing or damaged; restore it, or train afresh")
         record["changes"] += [
             {"samples": self.samples, "key": change.key, "from": change.old, "to": change.new}
             for change in found
         ]
         with locked(self.path):
             fsops.replace(self.path / "recipe.yaml", self.recipe.yaml().encode())
-            fsops.replace(self.path / "provenance.json", _json(record))
+            fsops.replace(path, _json(record))
             # Last, since what it says is compared with the next request.
             fsops.replace(self.path / "request.yaml", request.yaml().encode())
 

@@ -155,6 +155,12 @@ def make_broken(small, broken):
         "list_data": ("data.json", "[1]"),
         "deep_data": ("data.json", "[" * 100_000),
         "bare_data": ("data.json", "{}"),
+        "flat_data": ("data.json", json.dumps(info | {"std": 0.0, "range": None})),
+        "low_data": ("data.json", json.dumps(info | {"range": [3, 3]})),
+        "thin_data": ("data.json", json.dumps(info | {"shape": [1, 0, 8]})),
+        "one_bin": ("data.json", json.dumps(info | {"bins": 1})),
+        "list_provenance": ("provenance.json", "[]"),
+        "cut_provenance": ("provenance.json", "{}"),
         "other_data": ("data.json", json.dumps(info | {"fingerprint": "0" * 64})),
         "other_shape": ("data.json", json.dumps(info | {"shape": [3, 8, 8]})),
         "no_ckpt": ("ckpt", None),
@@ -206,6 +212,7 @@ PARSER = [
     (2, ["train", "ddpm", "--minutes", ""], "--minutes must be a number, got ''"),
     (2, "train ddpm --minutes 1,5", "--minutes must be a number, got '1,5'"),
     (2, "train ddpm --minutes --seed 3", "--minutes needs a value"),
+    (2, ["train", "ddpm", "--minutes", "9" * 400], "--minutes must be a smaller number"),
     (2, "train ddpm --samples many", "--samples must be a whole number, got 'many'"),
     (2, "train ddpm --samples 1.7", "--samples must be a whole number, got '1.7'"),
     (2, "train ddpm --samples 0x10", "--samples must be a whole number, got '0x10'"),
@@ -658,6 +665,10 @@ RUNS = [
     (4, "sample broken/list_data", "data.json is missing or damaged"),
     (4, "sample broken/deep_data", "data.json is missing or damaged"),
     (4, "sample broken/bare_data", "data.json is missing or damaged"),
+    (4, "sample broken/flat_data", "data.json is missing or damaged"),
+    (4, "sample broken/low_data", "data.json is missing or damaged"),
+    (4, "sample broken/thin_data", "data.json is missing or damaged"),
+    (4, "sample broken/one_bin", "data.json is missing or damaged"),
     (4, "sample broken/other_shape", "do not fit this model"),
     (4, "sample broken/no_ckpt", "has no checkpoint yet; train it first"),
     (4, "sample broken/flipped", "no whole checkpoint is left in"),
@@ -676,6 +687,14 @@ RUNS = [
     (4, "train edm --run no_request --runs broken --samples 64", "request.yaml is missing or"),
     (5, "train edm --run folder --runs broken --samples 64", "exists and is not a run"),
     (4, "train edm --run small --samples 64", "made with model.network.kind='unet', not null"),
+    *(
+        (4, ["train", "edm", "--run", name, "--runs", "broken", "--samples", "96", *TINY], hint)
+        for name, hint in (
+            ("no_provenance", "provenance.json is missing or damaged; restore it"),
+            ("list_provenance", "provenance.json is missing or damaged"),
+            ("cut_provenance", "provenance.json is missing or damaged"),
+        )
+    ),
     (4, ["train", "edm", "--run", "small", *TINY, "--seed", "3"], "was made with seed=0, not 3"),
     (4, ["train", "edm", "--run", "small", *TINY, "name=x"], "insist with --allow-change name"),
 ]
@@ -774,7 +793,8 @@ def cache(tmp_path_factory):
 
 def tree(folder):
     """Every file and folder below one."""
-    return sorted(str(path) for path in folder.rglob("*"))
+    walked = os.walk(folder)
+    return sorted(f"{at}/{name}" for at, folders, files in walked for name in (*folders, *files))
 
 
 def test_the_inputs_are_many_and_distinct():

@@ -606,7 +606,7 @@ def test_damage_is_a_sentence_or_a_bad_row(tmp_path):
             found = read_parquet(path, 8)
             assert len(found.x) + len(found.bad) == 12
             refused -= 1
-    assert 60 < refused < 160
+    assert 40 < refused < 160
 
 
 @contextmanager

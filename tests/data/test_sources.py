@@ -14,6 +14,7 @@ from ornstein.data.sources import (
     Data,
     Digits,
     Folder,
+    Parquet,
     Toy,
     ToyName,
     moments,
@@ -238,6 +239,7 @@ def test_sources_are_told_apart_by_kind(here):
         Toy(name="moons", count=10, seed=3),
         Arrays(path="a.npy"),
         Folder(path="b", size=32, channels=3),
+        Parquet(path="c.parquet", size=32, fit="pad"),
     ):
         assert adapter.validate_json(adapter.dump_json(source)) == source
     assert adapter.validate_python({"kind": "folder", "path": "b"}).path == str(here / "b")
@@ -254,6 +256,8 @@ def test_sources_are_told_apart_by_kind(here):
         {"kind": "folder", "path": "a\0b"},
         {"kind": "folder", "path": "a", "channels": 2},
         {"kind": "folder", "path": "a", "size": 0},
+        {"kind": "parquet", "path": "a", "size": 0},
+        {"kind": "parquet", "path": "a", "fit": "cut"},
         {"kind": "images"},
     ],
 )

@@ -59,7 +59,7 @@ def dry_run(
         print("nothing was written but the cache of images, which the training will use")
     else:
         print("nothing was written")
-    return OutOfMemory.code if found.memory > found.free else 0
+    return 0 if found.micro_batch is None else OutOfMemory.code
 
 
 def sources(asked: Request, run: Run, resolved: Recipe) -> Mapping[str, str]:
@@ -104,12 +104,13 @@ def costs(run: Run, found: Estimate) -> Iterator[str]:
         yield f"it does not fit; {smaller if found.micro_batch else 'take a smaller network'}"
         return
     optim = found.recipe.optim
-    low, high = found.rate(0.25), found.rate(0.75)
-    yield (
-        f"speed: {found.rate():,.0f} samples/s (half of {len(found.seconds)} updates of "
-        f"{optim.batch:,} between {low:,.0f} and {high:,.0f}), "
-        f"{found.rate() * found.flops / 1e9:,.1f} GFLOP/s"
-    )
+    count = len(found.seconds)
+    low, middle, high = (_rate(found.rate(quantile)) for quantile in (0.25, 0.5, 0.75))
+    spread = f"half of {count} updates of {optim.batch:,} between {low} and {high}"
+    if count < 3:
+        spread = f"{count} update{'s' * (count > 1)} of {optim.batch:,}"
+    gigaflops = found.rate() * found.flops / 1e9
+    yield f"speed: {middle} samples/s ({spread}), {gigaflops:,.1f} GFLOP/s"
     done = run.samples
     more = f" more, after {done:,}" if done else ""
     assert optim.samples is not None
@@ -118,6 +119,10 @@ def costs(run: Run, found: Estimate) -> Iterator[str]:
         f"({clock(found.duration(done, 0.75))} to {clock(found.duration(done, 0.25))} at these "
         "speeds)"
     )
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _size(count: int) -> str:

@@ -166,8 +166,9 @@ def _classes(report: Report) -> list[str]:
         return ["classes     none"]
     counts = [(c.train + c.held_out, c) for c in report.classes]
     most, least = (pick(n for n, _ in counts) for pick in (max, min))
-    times = f", the largest {most / least:.1f} times the smallest" if most >= 1.5 * least else ""
     sizes = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    uneven = most >= 1.5 * least > 0
+    times = f", the largest {most / least:.1f} times the smallest" if uneven else ""
     shown = counts
     if len(counts) > CLASSES:
         shown = sorted(counts, key=lambda pair: -pair[0])

@@ -44,7 +44,10 @@ def read(kind: Any, tokens: Sequence[Token]) -> Any:
 
     number = native(Bare(tokens[0].value.strip()))
     if kind is float and type(number) in (int, float):
-        return float(number)
+        try:
+            return float(number)
+        except OverflowError:
+            raise ValueError("a smaller number") from None
     if type(number) is float and number.is_integer():
         number = int(number)
     if type(number) is not int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
 
 from ornstein.choice import Choice
 from ornstein.lazy import torch
@@ -69,15 +71,21 @@ class DataInfo(Choice):
 
     name: str
     kind: Literal["image", "vector", "sequence"]
-    shape: tuple[int, ...]
+    shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     range: tuple[float, float] | None = None
-    bins: int | None = None
+    bins: int | None = Field(None, ge=2)
     classes: tuple[str, ...] = ()
-    count: int
-    held_out: int = 0
+    count: int = Field(ge=0)
+    held_out: int = Field(0, ge=0)
     mean: float
-    std: float
+    std: float = Field(gt=0)
     fingerprint: str
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"range must rise, got {list(self.range)}")
+        return self
 
     def affine(self, target: tuple[float, float] | None) -> tuple[float, float]:
         """(a, b) such that a·x + b is the data as an objective asks for it.

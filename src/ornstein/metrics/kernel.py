@@ -70,22 +70,30 @@ def _to_others(x: Tensor) -> Tensor:
 
 
 def _by_pairs(x: Tensor, y: Tensor) -> Tensor:
-    one = torch.ones((), dtype=x.dtype)
-    means = []
-    for part in torch.split(x, max(1, _BLOCK // len(y))):
-        base = torch.addmm(one, part, y.T, alpha=1 / x.shape[1])
-        means.append(base.square().mul_(base).mean(1))
-    return torch.cat(means)
+    one, means = torch.ones((), dtype=x.dtype), torch.empty(len(x), dtype=x.dtype)
+    for part in _parts(len(x), len(y)):
+        base = torch.addmm(one, x[part], y.T, alpha=1 / x.shape[1])
+        means[part] = base.square().mul_(base).mean(1)
+    return means
 
 
 def _by_moments(x: Tensor, y: Tensor) -> Tensor:
     x, y = (F.pad(z / z.shape[1] ** 0.5, (0, 1), value=1.0) for z in (x, y))
     width = x.shape[1]
-    height = max(1, _BLOCK // width**2)
     third = torch.zeros(width**2, width, dtype=x.dtype)
-    for part in torch.split(y, height):
-        third.addmm_(_products(part).T, part, alpha=1 / len(y))
-    return torch.cat([((_products(part) @ third) * part).sum(1) for part in torch.split(x, height)])
+    for part in _parts(len(y), width**2):
+        third.addmm_(_products(y[part]).T, y[part], alpha=1 / len(y))
+    means = torch.empty(len(x), dtype=x.dtype)
+    for part in _parts(len(x), width**2):
+        means[part] = ((_products(x[part]) @ third) * x[part]).sum(1)
+    return means
+
+
+def _parts(count: int, width: int) -> list[slice]:
+    # Results are written into one tensor: small ones kept between large blocks would leave holes
+    # in the heap, gigabytes of them after thousands of blocks.
+    height = max(1, _BLOCK // width)
+    return [slice(i, i + height) for i in range(0, count, height)]
 
 
 def _products(x: Tensor) -> Tensor:
