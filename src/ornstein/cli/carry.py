@@ -45,6 +45,7 @@ def carry_out(
         say(note)
     path = runs / (asked.recipe.run_name() if name is None else checked_name(name))
     if fresh:
+        Run.plan(asked.recipe, path / "planned")  # what is refused must not move the old run
         _set_aside(path)
     if asked.recipe.optim.samples is None and not path.exists():
         say(f"measuring the speed, for a training of {asked.recipe.optim.minutes:g} minutes")

@@ -61,6 +61,7 @@ def compare(
     runs: Path
         The folder of all runs.
     """
+    from ornstein import fsops
     from ornstein.cli.progress import show
     from ornstein.cli.request import generation
     from ornstein.errors import ConfigError
@@ -70,6 +71,11 @@ def compare(
     settings = [word for word in words if "=" in word]
     if not names:
         raise ConfigError("compare needs at least one RUN; `ornstein runs` lists them")
+    if n < 2:
+        raise ConfigError(f"a score needs at least 2 samples, got {n}; write --number 1000")
+    if likelihood < 0:
+        raise ConfigError(f"a likelihood cannot be of {likelihood} samples; write 0 for none")
+    fsops.check_folder(out.parent, "--out")
     axes = [
         [f"{key}={value}" for value in text.split(",") if value] or [""]
         for key, text in (("step", step), ("grid", grid), ("steps", steps))
@@ -81,7 +87,7 @@ def compare(
         for changed in product(*axes)
     ]
 
-    from ornstein import fsops, pictures
+    from ornstein import pictures
     from ornstein.comparison import Asked, comparable, compared, difference, picture, still
 
     asked = Asked(n, seed, average, extractor, likelihood)

@@ -64,6 +64,7 @@ def inspect(
     root = _root(source)
     for path in filter(None, (out or Path.cwd(), bad)):
         _check_outside(path, root)
+    fsops.check_folder((out or Path.cwd()).parent, "--out")
     dataset = source.load(counted("reading"))
     report = inspected(source, dataset, counted("comparing"))
 

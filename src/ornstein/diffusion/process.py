@@ -95,7 +95,7 @@ class Cosine(Choice):
     """
 
     kind: Literal["cosine"] = "cosine"
-    shift: float = Field(1.0, gt=0, le=1000)
+    shift: float = Field(1.0, ge=1e-3, le=1000)
     smallest: float = Field(1e-3, gt=0, lt=1)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +151,7 @@ class Straight(Choice):
     """
 
     kind: Literal["straight"] = "straight"
-    shift: float = Field(1.0, gt=0, le=1000)
+    shift: float = Field(1.0, ge=1e-3, le=1000)
     smallest: float = Field(1e-3, gt=0, lt=1)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ class Tabulated(Choice):
     beta_first: float = Field(1e-4, gt=0, lt=1, description="of the linear rule")
     beta_last: float = Field(0.02, gt=0, lt=1, description="of the linear rule")
     zero_terminal: bool = Field(False, description="rescale to an SNR of 0 in the last row")
-    shift: float = Field(1.0, gt=0, le=1000)
+    shift: float = Field(1.0, ge=1e-3, le=1000)
 
     @property
     def smallest(self) -> float:

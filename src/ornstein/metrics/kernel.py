@@ -70,7 +70,9 @@ def _to_others(x: Tensor) -> Tensor:
 
 
 def _by_pairs(x: Tensor, y: Tensor) -> Tensor:
-    one, means = torch.ones((), dtype=x.dtype), torch.empty(len(x), dtype=x.dtype)
+    one = torch.ones((), dtype=x.dtype)
+    # Small results kept between large blocks would leave holes in the heap, gigabytes of them.
+    means = torch.empty(len(x), dtype=x.dtype)
     for part in _parts(len(x), len(y)):
         base = torch.addmm(one, x[part], y.T, alpha=1 / x.shape[1])
         means[part] = base.square().mul_(base).mean(1)
@@ -90,8 +92,6 @@ def _by_moments(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _parts(count: int, width: int) -> list[slice]:
-    # Results are written into one tensor: small ones kept between large blocks would leave holes
-    # in the heap, gigabytes of them after thousands of blocks.
     height = max(1, _BLOCK // width)
     return [slice(i, i + height) for i in range(0, count, height)]
 

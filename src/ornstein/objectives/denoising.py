@@ -48,7 +48,7 @@ class Discrete(Choice):
     """t uniform over i/T, i = 1 ... T: the rows of a table (notes, algorithm 1 of fig 2-4)."""
 
     kind: Literal["discrete"] = "discrete"
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(1000, ge=1, le=100_000)
 
     def __call__(self, process: NoisingProcess, u: Tensor) -> Level:
         return level_at(process, (torch.floor(u * self.steps) + 1) / self.steps)
@@ -61,8 +61,8 @@ class LogNormal(Choice):
     """
 
     kind: Literal["log_normal"] = "log_normal"
-    mean: float = -1.2
-    std: float = Field(1.2, gt=0)
+    mean: float = Field(-1.2, ge=-50, le=50)
+    std: float = Field(1.2, gt=0, le=50)
 
     def __call__(self, process: NoisingProcess, u: Tensor) -> Level:
         log_sigma = self.mean + self.std * torch.special.ndtri(u)
@@ -77,8 +77,8 @@ class LogitNormal(Choice):
     """
 
     kind: Literal["logit_normal"] = "logit_normal"
-    mean: float = 0.0
-    std: float = Field(1.0, gt=0)
+    mean: float = Field(0.0, ge=-50, le=50)
+    std: float = Field(1.0, gt=0, le=50)
 
     def __call__(self, process: NoisingProcess, u: Tensor) -> Level:
         t = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
@@ -94,7 +94,7 @@ class CosineTime(Choice):
     """
 
     kind: Literal["cosine"] = "cosine"
-    shift: float = Field(1.0, gt=0, le=1000)
+    shift: float = Field(1.0, ge=1e-3, le=1000)
 
     def __call__(self, process: NoisingProcess, u: Tensor) -> Level:
         log_snr = -2 * torch.log(self.shift * torch.tan(0.5 * math.pi * u))
@@ -166,7 +166,7 @@ class EDMWeight(Choice):
     """
 
     kind: Literal["edm"] = "edm"
-    sigma_data: float = Field(0.5, gt=0)
+    sigma_data: float = Field(0.5, ge=1e-3, le=1e3)
 
     def __call__(self, target: PredictionTarget, process: NoisingProcess, level: Level) -> Tensor:
         return _on_image(_snr(level) + self.sigma_data**-2, target, process, level)
