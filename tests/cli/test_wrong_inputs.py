@@ -438,7 +438,7 @@ SETTINGS = [
     (2, "model.process.beta_max=9", "belongs to the kind 'vp', so set model.process=vp too"),
     (2, "model.process=vp model.process.sigma_max=9", "it belongs to the kind 've'"),
     (2, "model.process=ve model.process.sigma_min=99", "sigma_max (50) must be above sigma_min"),
-    (2, "model.process=cosine model.process.shift=0", "shift must be greater than 0"),
+    (2, "model.process=cosine model.process.shift=0", "shift must be at least 0.001"),
     (2, "model.target=edm model.target.sigma_data=auto", "must be a number, got 'auto'"),
     (2, "model.target.sigma_data=1", "it belongs to the kind 'edm'"),
     (2, "model.network=resnet", "did you mean 'unet'?"),
