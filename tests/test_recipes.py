@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import numpy as np
 import pytest
 import torch
+from pydantic import Field, create_model
 
+from ornstein.choice import Choice
 from ornstein.data.info import DataInfo
 from ornstein.data.sources import Toy
 from ornstein.diffusion.sampling import Sampling
+from ornstein.errors import CheckpointError
 from ornstein.nn.networks import MLP, UNet
-from ornstein.recipe import Recipe, about, named, names
+from ornstein.recipe import Recipe, about, named, names, stored
 from ornstein.run import Run
 
 CIFAR = DataInfo(
@@ -99,3 +104,64 @@ def test_v_prediction_and_flow_go_down_to_no_signal():
     one = torch.ones(1, dtype=torch.float64)
     for name in ("v_prediction", "flow"):
         assert named(name).model.process(one)[0].item() == 0
+
+
+class Later(Choice):
+    """A choice of a later version: as `Part`, with one more setting."""
+
+    kind: Literal["part"] = "part"
+    size: int = 1
+    more: float = 0.5
+
+
+class Part(Choice):
+    kind: Literal["part"] = "part"
+    size: int = 1
+
+
+class Other(Choice):
+    kind: Literal["other"] = "other"
+
+
+def schema_of(part):
+    return create_model(
+        "Schema",
+        __base__=Recipe,
+        part=(Annotated[part | Other, Field(discriminator="kind")], part()),
+        parts=(tuple[part, ...], ()),
+    )
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_new_setting_leaves_keys_and_runs_as_they_are(size, tmp_path):
+    """Recipes of this version and of the next: the same run, and the file of one opens in both."""
+    before, after = schema_of(Part), schema_of(Later)
+    values = {"name": "x", "part": {"kind": "part", "size": size}, "parts": [{"size": 3}]}
+    old, new = before.model_validate(values), after.model_validate(values)
+    assert old.key() == new.key()
+    assert new.but(part={"kind": "part", "size": size, "more": 1.0}).key() != new.key()
+    assert new.but(part=Other()).key() != new.key()
+    (tmp_path / "recipe.yaml").write_bytes(old.stored())
+    assert stored(after, tmp_path) == new
+
+
+def test_what_is_written_out_is_the_same_run_as_what_is_left_out():
+    recipe = named("ddpm")
+    assert Recipe.model_validate(recipe.model_dump()).key() == recipe.key()
+    keys = {named(name).model_copy(update={"name": "x"}).key() for name in names()}
+    assert len(keys) == len(names()) - 1  # ddim differs from ddpm in the generation alone
+
+
+def test_a_stored_recipe_that_lacks_a_line_is_damaged(tmp_path):
+    """Any line of it, the last one too unless all the others are there."""
+    recipe = named("improved_ddpm")
+    lines = recipe.stored().decode().splitlines(keepends=True)
+    for i in range(len(lines) - 1):
+        (tmp_path / "recipe.yaml").write_text("".join(lines[:i] + lines[i + 1 :]))
+        with pytest.raises(CheckpointError, match="is damaged"):
+            stored(Recipe, tmp_path)
+        (tmp_path / "recipe.yaml").write_text("".join(lines[:i]))
+        with pytest.raises(CheckpointError, match="is damaged"):
+            stored(Recipe, tmp_path)
+    (tmp_path / "recipe.yaml").write_text("".join(lines[:-1]))
+    assert stored(Recipe, tmp_path) == recipe

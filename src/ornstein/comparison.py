@@ -46,13 +46,13 @@ class Asked(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A run and a sampler. scores: None where there are none, and `note` says why."""
+    """A run and a sampler. scores: None where there are none, and `error` says why."""
 
     run: Run
     how: Sampling
     state: str
     scores: Scores | None
-    note: str = ""
+    error: OrnsteinError | None = None
 
     @property
     def sampler(self) -> str:
@@ -69,7 +69,7 @@ class Row(NamedTuple):
 def compared(
     pairs: Iterable[tuple[Run, Sampling]], asked: Asked, fresh: bool = False
 ) -> Iterator[Row]:
-    """A row for each run and sampler, in order; what cannot be measured says so in its note.
+    """A row for each run and sampler, in order; what cannot be measured says why.
 
     fresh: measure anew what is stored already.
     """
@@ -79,7 +79,7 @@ def compared(
             scores = None if fresh else stored(run, how, asked)
             scores = scores or run.scores(generation=how, **asked._asdict())
         except OrnsteinError as error:
-            yield Row(run, how, state, None, str(error))
+            yield Row(run, how, state, None, error)
         else:
             yield Row(run, how, state, scores)
 

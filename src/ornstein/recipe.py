@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self, TypeVar, runtime_checkable
 
 from pydantic import Field
 
@@ -24,11 +25,11 @@ from ornstein.data.info import DataInfo
 from ornstein.data.sources import Data, Digits
 from ornstein.diffusion.model import Diffusion
 from ornstein.diffusion.sampling import Sampling
-from ornstein.errors import ConfigError, nearest
+from ornstein.errors import CheckpointError, ConfigError, nearest
 from ornstein.objectives.denoising import Denoising
 from ornstein.objectives.variational import Hybrid, Variational
 from ornstein.optim import Optim
-from ornstein.settings import to_yaml
+from ornstein.settings import chosen, flatten, resolve, to_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,10 +105,13 @@ class Recipe(Choice):
 
     def key(self) -> str:
         """Eight hex digits that tell runs apart: what may change in a run does not count."""
-        kept = self.model_dump(mode="json", exclude={"generation", "preview"})
+        kept = chosen(self)
+        for name in ("generation", "preview"):
+            kept.pop(name, None)
         for name in ("samples", "minutes", "micro_batch"):
-            kept["optim"].pop(name, None)
-        return hashlib.sha256(repr(kept).encode()).hexdigest()[:8]
+            kept.get("optim", {}).pop(name, None)
+        text = json.dumps(kept, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def run_name(self) -> str:
         """`<recipe>-<data>-<key>`: the folder of its run, unless another name is given."""
@@ -118,6 +122,35 @@ class Recipe(Choice):
     def yaml(self) -> str:
         """The recipe as a file that `train` takes back."""
         return to_yaml(self)
+
+    def stored(self) -> bytes:
+        """`yaml` as a run keeps it: the last line says how many settings there are."""
+        return f"{self.yaml()}# {len(flatten(self))} settings\n".encode()
+
+
+RecipeT = TypeVar("RecipeT", bound=Recipe)
+
+
+def stored(schema: type[RecipeT], folder: Path) -> RecipeT:
+    """The recipe that the run in a folder was made with.
+
+    A setting that did not exist when the run was made has its default, which is what it did then.
+    Raises: CheckpointError where the file is damaged, cut short or lacks a line.
+    """
+    path = folder / "recipe.yaml"
+    try:
+        resolved = resolve(schema, {}, path)
+        last = path.read_text(encoding="utf-8").splitlines()[-1]
+    except (ConfigError, IndexError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}); restore it, or train afresh with --fresh"
+        ) from error
+    missing = [key for key, source in resolved.provenance.items() if source == "default"]
+    if missing and last != f"# {len(resolved.provenance) - len(missing)} settings":
+        raise CheckpointError(
+            f"{path} is damaged: it has no {missing[0]}; restore it, or train afresh with --fresh"
+        )
+    return resolved.value
 
 
 def named(name: str) -> Recipe:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import time
 import uuid
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ornstein import checkpoint as checkpoints
-from ornstein import fsops, pictures
+from ornstein import fsops, memory, pictures
 from ornstein import scores as records
 from ornstein.choice import Choice, RunRef
 from ornstein.data.images import cache_folder
@@ -44,6 +45,7 @@ from ornstein.errors import (
     DataError,
     NumericsError,
     OrnsteinError,
+    OutOfMemory,
     StorageError,
     nearest,
 )
@@ -51,7 +53,7 @@ from ornstein.log import Log, cut, locked
 from ornstein.nats import Likelihood, Nats
 from ornstein.noise import Noise, permutation
 from ornstein.prepare import check, concrete, default_device, measured, pinned
-from ornstein.recipe import Generation, Recipe
+from ornstein.recipe import Generation, Recipe, stored
 from ornstein.scores import Made, Scores, Split
 from ornstein.settings import difference, resolve
 from ornstein.training import Event, Learner, TrainState, train
@@ -149,33 +151,21 @@ class Run:
             if path and Path(path).is_dir():
                 raise ConfigError(f"{path} is not a run: it has no recipe.yaml{hint}")
             raise ConfigError(f"there is no run {str(path)!r}{hint}")
-        try:
-            resolved = resolve(schema, {}, found / "recipe.yaml")
-        except ConfigError as error:
-            raise CheckpointError(
-                f"{found / 'recipe.yaml'} is damaged ({error}); restore it, "
-                "or train afresh with --fresh"
-            ) from error
-        missing = [key for key, source in resolved.provenance.items() if source == "default"]
-        if missing:  # every key was written, so the file has been cut short or edited
-            raise CheckpointError(
-                f"{found / 'recipe.yaml'} is damaged: it has no {missing[0]}; restore it, "
-                "or train afresh with --fresh"
-            )
+        recipe = stored(schema, found)
         try:
             info = DataInfo.model_validate(fsops.read_json(found / "data.json"))
         except ValueError as error:
             raise CheckpointError(
                 f"{found / 'data.json'} is missing or damaged; restore it, or train afresh"
             ) from error
-        return cls(found, resolved.value, info)
+        return cls(found, recipe, info)
 
     def _make(self, request: Recipe, provenance: Mapping[str, str]) -> None:
         """Write the folder of a new run under another name, then give it its own."""
         filled = dict.fromkeys(difference(request, self.recipe), "measured")
         files = {
-            "recipe.yaml": self.recipe.yaml().encode(),
-            "request.yaml": request.yaml().encode(),
+            "recipe.yaml": self.recipe.stored(),
+            "request.yaml": request.stored(),
             "provenance.json": _json({"from": {**provenance, **filled}, "changes": []}),
             "data.json": self.info.model_dump_json(indent=1).encode(),
         }
@@ -305,6 +295,13 @@ class Run:
         for what, count in (("number of samples", n), ("batch", batch)):
             if count < 1:
                 raise ConfigError(f"the {what} must be at least 1, got {count}")
+        # At least: the parts, a byte or four a value, and the array that they are joined to.
+        needed = 2 * n * math.prod(self.info.shape) * (4 if self.info.bins is None else 1)
+        if needed > memory.free(torch.device("cpu")):
+            raise OutOfMemory(
+                f"{n:,} samples of this size take at least {needed / 2**30:,.1f} GiB, more than is "
+                "free here; draw fewer, or in parts with other seeds"
+            )
         model = self.learner(average).model
         drawn = []
         for start in range(first, first + n, batch):
@@ -651,10 +648,10 @@ class Run:
             for change in found
         ]
         with locked(self.path):
-            fsops.replace(self.path / "recipe.yaml", self.recipe.yaml().encode())
+            fsops.replace(self.path / "recipe.yaml", self.recipe.stored())
             fsops.replace(path, _json(record))
             # Last, since what it says is compared with the next request.
-            fsops.replace(self.path / "request.yaml", request.yaml().encode())
+            fsops.replace(self.path / "request.yaml", request.stored())
 
 
 def run_folders(runs: Path) -> list[Path]:

@@ -91,6 +91,26 @@ def flatten(choice: Choice) -> dict[str, Any]:
     return flat
 
 
+def chosen(choice: Choice) -> dict[str, Any]:
+    """What a choice says beyond its defaults, as plain data; `kind` always counts.
+
+    It stays the same when a setting with a default is added.
+    """
+    kept: dict[str, Any] = {}
+    for name, field in type(choice).model_fields.items():
+        value = getattr(choice, name)
+        default = field.get_default(call_default_factory=True)
+        if name == "kind" or type(value) is not type(default) or value != default:
+            kept[name] = chosen(value) if isinstance(value, Choice) else _json(choice, name, value)
+    return kept
+
+
+def _json(choice: Choice, name: str, value: Any) -> Any:
+    if isinstance(value, list | tuple) and any(isinstance(item, Choice) for item in value):
+        return [chosen(item) for item in value]
+    return choice.model_dump(mode="json", include={name})[name]
+
+
 def difference(a: Choice, b: Choice) -> dict[str, tuple[Any, Any]]:
     """The dotted keys in which two choices differ; None stands for a key that one has not."""
     x, y = flatten(a), flatten(b)

@@ -116,8 +116,9 @@ def test_a_run_without_a_checkpoint_is_listed(runs, tmp_path, capsys):
     assert "two: the run two has no checkpoint yet" in text
     assert "not trained yet" in text
     code, text, err = say(capsys, tmp_path, "two")
-    assert code == 2
-    assert err.splitlines()[-1].startswith("ornstein: nothing could be compared: ")
+    assert code == 4
+    assert not text
+    assert "the run two has no checkpoint yet; train it first" in err.splitlines()[-1]
 
 
 def test_a_sampler_that_cannot_work_is_a_note(runs, tmp_path, capsys):

@@ -97,10 +97,10 @@ def compare(
             rows.append(row)
             if len(pairs) > 1:
                 show(f"{len(rows)} of {len(pairs)}: {row.run.path.name}, {row.sampler}")
-        print(_json(rows) if json else table(rows))
         measured = [row for row in rows if row.scores is not None]
-        if not measured:
-            raise ConfigError(f"nothing could be compared: {rows[0].note}")
+        if not measured and rows[0].error is not None:
+            raise rows[0].error
+        print(_json(rows) if json else table(rows))
         if len({row.run.info.kind for row in measured}) == 1:
             fsops.make_folder(out.parent)
             fsops.replace(out, pictures.png(picture(rows, asked)))
@@ -147,7 +147,7 @@ def table(rows: list[Row]) -> str:
     if common:
         lines += ["all rows: " + ", ".join(common), ""]
     lines += aligned([titles, *(list(cells) for cells in zip(*columns, strict=True))])
-    lines += [f"{row.run.path.name}: {row.note}" for row in rows if row.note]
+    lines += [f"{row.run.path.name}: {row.error}" for row in rows if row.error]
     scored = [row.scores for row in rows if row.scores is not None]
     if why:
         lines += ["", why]
@@ -245,7 +245,7 @@ def _json(rows: list[Row]) -> str:
             "generation": row.how.model_dump(mode="json"),
             "evaluations": row.how.evaluations,
             "scores": None if row.scores is None else row.scores.model_dump(mode="json"),
-            "note": row.note,
+            "error": None if row.error is None else str(row.error),
         }
 
     return json.dumps([plain(row) for row in rows], indent=1, ensure_ascii=False)

@@ -62,7 +62,9 @@ def show(text: str, end: str = "\n") -> None:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
+    """Seconds as m:ss, h:mm:ss or, of two days and more, a number of days."""
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:,.1f} days"
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -41,14 +41,13 @@ def recipe_of(name: str, runs: Path) -> Recipe:
     """The recipe of a recipe's name, a run or a YAML file. Raises: ConfigError for another word."""
     from ornstein.cli.request import request
     from ornstein.errors import ConfigError, nearest
-    from ornstein.recipe import Recipe, named, names
-    from ornstein.settings import resolve
+    from ornstein.recipe import Recipe, named, names, stored
 
     if name in names():
         return named(name)
     for folder in (Path(name), runs / name):
         if (folder / "recipe.yaml").is_file():
-            return resolve(Recipe, {}, folder / "recipe.yaml").value
+            return stored(Recipe, folder)
     if Path(name).suffix in (".yaml", ".yml"):
         return request(name).recipe
     known = [*names(), *(path.parent.name for path in runs.glob("*/recipe.yaml"))]

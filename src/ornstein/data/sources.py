@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from ornstein.choice import Choice
 from ornstein.data.info import BadFile, DataInfo, Dataset, Fit, Originals
-from ornstein.errors import DataError, nearest
+from ornstein.errors import DataError, clip, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -251,6 +251,8 @@ def recognise(text: str) -> Digits | Toy | Shapes | Arrays | Folder | Parquet:
         return Toy(name=word)
     if not text.strip():
         raise DataError(f"no data was named: give {ACCEPTED}")
+    if "://" in text:
+        raise DataError(f"{clip(text)!r} is not on this machine: download it, then give its path")
     try:
         path = Path(_absolute(text))
         folder, file = path.is_dir(), path.is_file()
