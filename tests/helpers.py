@@ -132,7 +132,7 @@ def affine(
     zero, one = torch.zeros(dim, dim, dtype=torch.float64), torch.eye(dim, dtype=torch.float64)
     x = torch.cat((zero[:1], one, zero))
     z = torch.cat((zero[:1], zero, one))
-    out, _ = step(denoise, levels, i, x, Given(z), None)
+    out, _ = step.along(levels)(denoise, i, x, Given(z), None)
     b = out[0]
     return (out[1 : dim + 1] - b).T, b, (out[dim + 1 :] - b).T
 

@@ -33,8 +33,8 @@ POINT = f64([0.7, -1.3, 0.4])
 
 def mean_and_std(step, denoise, t, s, x):
     """Of the Gaussian that a step draws from, by giving it z = 0 and z = 1."""
-    mean, _ = step(denoise, (t, s), 0, x, Given(torch.zeros_like(x)), None)
-    moved, _ = step(denoise, (t, s), 0, x, Given(torch.ones_like(x)), None)
+    mean, _ = step.along((t, s))(denoise, 0, x, Given(torch.zeros_like(x)), None)
+    moved, _ = step.along((t, s))(denoise, 0, x, Given(torch.ones_like(x)), None)
     return mean, (moved - mean).mean().item()
 
 
@@ -108,7 +108,7 @@ def test_a_predicted_spread_overrides_the_chosen_one_per_element():
 
     x = f64([[0.3, -2.0, 1.1], [0.0, 1.0, 2.0]])
     zero, one = (
-        Ancestral(spread=0.5)(denoise, (t, s), 0, x, Given(torch.full_like(x, c)), None)[0]
+        Ancestral(spread=0.5).along((t, s))(denoise, 0, x, Given(torch.full_like(x, c)), None)[0]
         for c in (0.0, 1.0)
     )
     large = t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2
@@ -221,10 +221,10 @@ def test_the_general_step_is_one_formula(name):
             (Renoise(), s.sigma),
         ):
             expected = s.alpha * p.x0 + math.sqrt(s.sigma**2 - nu**2) * p.eps + nu * z
-            ours, _ = step(oracle, (t, s), 0, x, Given(z), None)
+            ours, _ = step.along((t, s))(oracle, 0, x, Given(z), None)
             torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
         euler = x + (s.alpha - t.alpha) * p.x0 + (s.sigma - t.sigma) * p.eps  # dx = x̂0 dα + ε̂ dσ
-        torch.testing.assert_close(Jump()(oracle, (t, s), 0, x, Given(z), None)[0], euler)
+        torch.testing.assert_close(Jump().along((t, s))(oracle, 0, x, Given(z), None)[0], euler)
         torch.testing.assert_close(p.at(s), euler)
 
 
@@ -244,8 +244,9 @@ def test_steps_read_the_pair_and_nothing_else():
     z = Given(torch.ones_like(x))
     for step in (Jump(eta=0.7), Ancestral(spread=0.4), Renoise(), Heun()):
         for i in range(8):
-            inside = step(oracle, levels, i, x, z, None)[0]
-            assert torch.equal(inside, step(oracle, levels[i : i + 2], 0, x, z, None)[0])
+            inside = step.along(levels)(oracle, i, x, z, None)[0]
+            alone = step.along(levels[i : i + 2])(oracle, 0, x, z, None)[0]
+            assert torch.equal(inside, alone)
 
 
 def test_a_prediction_may_come_from_a_consistency_function():

@@ -293,8 +293,8 @@ def test_a_learned_variance_is_drawn_with_on_any_stride():
         for i in range(steps - 1):
             z = torch.ones_like(x)
             step = Ancestral(spread=0.9)
-            mean, _ = step(bind(denoiser), levels, i, x, Given(torch.zeros_like(x)), None)
-            moved, _ = step(bind(denoiser), levels, i, x, Given(z), None)
+            mean, _ = step.along(levels)(bind(denoiser), i, x, Given(torch.zeros_like(x)), None)
+            moved, _ = step.along(levels)(bind(denoiser), i, x, Given(z), None)
             t, s = levels[i], levels[i + 1]
             small = ancestral_std(t, s)
             large = math.sqrt(t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2)

@@ -14,12 +14,13 @@ eq 15; notes eq 35). It is not clamped, since data wider than a unit Gaussian wa
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ornstein.diffusion.levels import Level, expand
+from ornstein.diffusion.levels import Level, Scalar, expand
 from ornstein.diffusion.prediction import (
     Denoise,
     Prediction,
@@ -32,6 +33,16 @@ from ornstein.errors import ConfigError
 from ornstein.nn.cond import NO_COND, Cond
 
 Label = Literal["time", "log_sigma"]
+MANY_LEVELS = 4096  # more than any grid has that is walked more than once
+
+
+class Constants(NamedTuple):
+    """Of one level: the scale of the network's input, its noise label, and the target's p and q."""
+
+    scale: Scalar
+    label: Scalar
+    p: Scalar
+    q: Scalar
 
 
 class Denoiser(nn.Module):
@@ -66,12 +77,13 @@ class Denoiser(nn.Module):
         self.label = label
         self.sigma_data = sigma_data
         self.learn_spread = learn_spread
+        self._known: dict[Level, Constants] = {}
 
     def forward(self, x: Tensor, level: Level, cond: Cond = NO_COND) -> Prediction:
         """x [B, *] at `level` (σ > 0) -> Prediction in the precision of x."""
-        p, q = self.target(self.process, level)
         f, spread = self.heads(x, level, cond)
-        return resolve(x, level, f, p, q, spread)
+        at = self.constants(level)
+        return resolve(x, level, f, at.p, at.q, spread)
 
     def output(self, x: Tensor, level: Level, cond: Cond = NO_COND) -> Tensor:
         """What the network says, f [B, *]: the quantity that training compares."""
@@ -79,22 +91,40 @@ class Denoiser(nn.Module):
 
     def heads(self, x: Tensor, level: Level, cond: Cond = NO_COND) -> tuple[Tensor, Tensor | None]:
         """f and, where it is learned, v, each [B, *]."""
-        norm = (level.sigma**2 + (self.sigma_data * level.alpha) ** 2) ** 0.5
-        out: Tensor = self.network(x * expand(1.0 / norm, x), self.noise_label(x, level), cond)
+        at = self.constants(level)
+        out: Tensor = self.network(x * expand(at.scale, x), _labels(at.label, x), cond)
         out = out.to(x.dtype)
         if not self.learn_spread:
             return out, None
         f, spread = out.chunk(2, dim=1)
         return f, 0.5 * (spread + 1)
 
-    def noise_label(self, x: Tensor, level: Level) -> Tensor:
-        """The level as the network is told it, float32 [B]."""
+    def constants(self, level: Level) -> Constants:
+        """What depends on the level alone; for a level of a grid it is computed once."""
+        if not isinstance(level.t, float):
+            return self._constants(level)
+        known = self._known.get(level)
+        if known is None:
+            if len(self._known) >= MANY_LEVELS:
+                self._known.clear()
+            known = self._known[level] = self._constants(level)
+        return known
+
+    def _constants(self, level: Level) -> Constants:
+        norm = (level.sigma**2 + (self.sigma_data * level.alpha) ** 2) ** 0.5
         if self.label == "time":
-            label = 1000.0 * torch.as_tensor(level.t, dtype=torch.float64)
+            label = 1000.0 * level.t
         else:
-            alpha, sigma = (torch.as_tensor(c, dtype=torch.float64) for c in level[1:])
-            label = 0.25 * torch.log(sigma / alpha)
-        return label.to(x.device, torch.float32).expand(len(x))
+            ratio = level.sigma / level.alpha
+            label = 0.25 * (math.log(ratio) if isinstance(ratio, float) else torch.log(ratio))
+        return Constants(1.0 / norm, label, *self.target(self.process, level))
+
+
+def _labels(label: Scalar, x: Tensor) -> Tensor:
+    """The noise label of each sample, float32 [B], without waiting for the device."""
+    if isinstance(label, float):
+        return torch.full((len(x),), label, dtype=torch.float32, device=x.device)
+    return label.to(x.device, torch.float32).expand(len(x))
 
 
 def bind(denoiser: Denoiser, cond: Cond = NO_COND) -> Denoise:

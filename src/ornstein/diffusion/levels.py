@@ -50,3 +50,8 @@ def expand(scalar: Scalar, x: Tensor) -> Scalar:
     if isinstance(scalar, float):
         return scalar
     return scalar.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+
+
+def blend(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
+    """a x + b y as a new tensor, in two operations."""
+    return torch.mul(x, a).add_(y, alpha=b)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol
 from pydantic import Field
 
 from ornstein.choice import Choice
-from ornstein.diffusion.levels import Level, Scalar, expand, level_at
+from ornstein.diffusion.levels import Level, Scalar, blend, expand, level_at
 from ornstein.diffusion.process import NoisingProcess, rates
 from ornstein.errors import ConfigError
 from ornstein.lazy import torch
@@ -135,6 +135,8 @@ class Prediction(NamedTuple):
 
     def at(self, level: Level) -> Tensor:
         """The same image and noise at another level: α' x0 + σ' ε. This is the DDIM step."""
+        if isinstance(level.alpha, float) and isinstance(level.sigma, float):
+            return blend(level.alpha, self.x0, level.sigma, self.eps)
         return expand(level.alpha, self.x) * self.x0 + expand(level.sigma, self.x) * self.eps
 
     def target(self, target: PredictionTarget, process: NoisingProcess) -> Tensor:
@@ -159,9 +161,19 @@ def resolve(
     x: Tensor, level: Level, f: Tensor, p: Scalar, q: Scalar, spread: Tensor | None = None
 ) -> Prediction:
     """Solve x = α x0 + σ ε, f = p x0 + q ε for x0 and ε, in the precision of `x`."""
-    det = level.alpha * q - level.sigma * p
-    x0 = expand(q / det, x) * x - expand(level.sigma / det, x) * f
-    eps = expand(level.alpha / det, x) * f - expand(p / det, x) * x
+    alpha, sigma = level.alpha, level.sigma
+    if (
+        isinstance(alpha, float)
+        and isinstance(sigma, float)
+        and isinstance(p, float)
+        and isinstance(q, float)
+    ):
+        one = alpha * q - sigma * p
+        x0 = blend(q / one, x, -sigma / one, f)
+        return Prediction(x, level, x0, blend(-p / one, x, alpha / one, f), spread)
+    det = alpha * q - sigma * p
+    x0 = expand(q / det, x) * x - expand(sigma / det, x) * f
+    eps = expand(alpha / det, x) * f - expand(p / det, x) * x
     return Prediction(x, level, x0, eps, spread)
 
 

@@ -5,21 +5,24 @@
     ν² = σ²_{t|s} σ_s²/σ_t²    ancestral DDPM: q(x_s | x_t, x̂0) of the actual pair (t, s)
     ν = σ_s                    renoising
 
-A step is a pure function (denoise, levels, i, x, noise, memory) -> (x, memory): it sees the whole
-grid, so the ends need no flags, and memory is None at i = 0. Coefficients are floats.
+A step is chosen; `along` a grid it becomes a pure function (denoise, i, x, noise, memory) ->
+(x, memory), which takes the step from levels[i] to levels[i + 1]. It has seen the whole grid, so
+the ends need no flags, and all coefficients are floats made once, before the loop: a step of order
+1 costs two tensor operations beyond its evaluation. memory is None at i = 0.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
 from ornstein.choice import Choice
 from ornstein.diffusion.grid import Levels
-from ornstein.diffusion.levels import Level
+from ornstein.diffusion.levels import Level, blend
 from ornstein.diffusion.prediction import Denoise
 from ornstein.lazy import torch
 
@@ -29,12 +32,19 @@ if TYPE_CHECKING:
     from ornstein.noise import Noise
 
 
-class SamplerStep(Protocol):
-    """From levels[i] to levels[i + 1]."""
+class Move(Protocol):
+    """From levels[i] to levels[i + 1] of the grid that it was made for."""
 
     def __call__(
-        self, denoise: Denoise, levels: Levels, i: int, x: Tensor, noise: Noise, memory: Any
+        self, denoise: Denoise, i: int, x: Tensor, noise: Noise, memory: Any
     ) -> tuple[Tensor, Any]: ...
+
+
+class SamplerStep(Protocol):
+    """A rule for getting from one level of a grid to the next."""
+
+    def along(self, levels: Levels) -> Move:
+        """The rule on this grid, with its coefficients computed."""
 
     def evaluations(self, steps: int) -> int:
         """How often the network is asked on a grid of `steps` steps."""
@@ -55,15 +65,18 @@ class Jump(Choice):
     kind: Literal["jump"] = "jump"
     eta: float = Field(0.0, ge=0, le=1)
 
-    def __call__(
-        self, denoise: Denoise, levels: Levels, i: int, x: Tensor, noise: Noise, memory: Any
-    ) -> tuple[Tensor, Any]:
-        t, s = levels[i], levels[i + 1]
-        prediction = denoise(x, t)
-        nu = self.eta * ancestral_std(t, s)
-        kept = math.sqrt(max(s.sigma**2 - nu**2, 0.0))
-        x = s.alpha * prediction.x0 + kept * prediction.eps
-        return (x + nu * _normal(noise, i, x) if nu > 0 else x), None
+    def along(self, levels: Levels) -> Move:
+        stds = [self.eta * ancestral_std(t, s) for t, s in pairwise(levels)]
+        alphas, kept = _alphas(levels), _kept(levels, stds)
+
+        def move(
+            denoise: Denoise, i: int, x: Tensor, noise: Noise, memory: Any
+        ) -> tuple[Tensor, Any]:
+            prediction = denoise(x, levels[i])
+            x = blend(alphas[i + 1], prediction.x0, kept[i], prediction.eps)
+            return (_add_noise(x, stds[i], noise, i) if stds[i] > 0 else x), None
+
+        return move
 
     def evaluations(self, steps: int) -> int:
         return steps
@@ -80,19 +93,22 @@ class Ancestral(Choice):
     kind: Literal["ancestral"] = "ancestral"
     spread: float = Field(0.0, ge=0, le=1)
 
-    def __call__(
-        self, denoise: Denoise, levels: Levels, i: int, x: Tensor, noise: Noise, memory: Any
-    ) -> tuple[Tensor, Any]:
-        t, s = levels[i], levels[i + 1]
-        prediction = denoise(x, t)
-        small, large = ancestral_std(t, s), _forward_std(t, s)
-        kept = math.sqrt(max(s.sigma**2 - small**2, 0.0))
-        x = s.alpha * prediction.x0 + kept * prediction.eps
-        if small == 0:
-            return x, None
-        v = self.spread if prediction.spread is None else prediction.spread
-        std = large**v * small ** (1 - v)
-        return x + std * _normal(noise, i, x), None
+    def along(self, levels: Levels) -> Move:
+        small = [ancestral_std(t, s) for t, s in pairwise(levels)]
+        large = [_forward_std(t, s) for t, s in pairwise(levels)]
+        alphas, kept = _alphas(levels), _kept(levels, small)
+
+        def move(
+            denoise: Denoise, i: int, x: Tensor, noise: Noise, memory: Any
+        ) -> tuple[Tensor, Any]:
+            prediction = denoise(x, levels[i])
+            x = blend(alphas[i + 1], prediction.x0, kept[i], prediction.eps)
+            if small[i] == 0:
+                return x, None
+            v = self.spread if prediction.spread is None else prediction.spread
+            return _add_noise(x, large[i] ** v * small[i] ** (1 - v), noise, i), None
+
+        return move
 
     def evaluations(self, steps: int) -> int:
         return steps
@@ -107,12 +123,15 @@ class Renoise(Choice):
 
     kind: Literal["renoise"] = "renoise"
 
-    def __call__(
-        self, denoise: Denoise, levels: Levels, i: int, x: Tensor, noise: Noise, memory: Any
-    ) -> tuple[Tensor, Any]:
-        s = levels[i + 1]
-        x = s.alpha * denoise(x, levels[i]).x0
-        return (x + s.sigma * _normal(noise, i, x) if s.sigma > 0 else x), None
+    def along(self, levels: Levels) -> Move:
+        def move(
+            denoise: Denoise, i: int, x: Tensor, noise: Noise, memory: Any
+        ) -> tuple[Tensor, Any]:
+            s = levels[i + 1]
+            x = s.alpha * denoise(x, levels[i]).x0
+            return (_add_noise(x, s.sigma, noise, i) if s.sigma > 0 else x), None
+
+        return move
 
     def evaluations(self, steps: int) -> int:
         return steps
@@ -126,17 +145,26 @@ class Heun(Choice):
 
     kind: Literal["heun"] = "heun"
 
-    def __call__(
-        self, denoise: Denoise, levels: Levels, i: int, x: Tensor, noise: Noise, memory: Any
-    ) -> tuple[Tensor, Any]:
-        t, s = levels[i], levels[i + 1]
-        first = denoise(x, t)
-        guess = first.at(s)
-        if s.sigma == 0:
-            return guess, None
-        second = denoise(guess, s)
-        d_alpha, d_sigma = 0.5 * (s.alpha - t.alpha), 0.5 * (s.sigma - t.sigma)
-        return x + d_alpha * (first.x0 + second.x0) + d_sigma * (first.eps + second.eps), None
+    def along(self, levels: Levels) -> Move:
+        halves = [
+            (float(0.5 * (s.alpha - t.alpha)), float(0.5 * (s.sigma - t.sigma)))
+            for t, s in pairwise(levels)
+        ]
+
+        def move(
+            denoise: Denoise, i: int, x: Tensor, noise: Noise, memory: Any
+        ) -> tuple[Tensor, Any]:
+            s = levels[i + 1]
+            first = denoise(x, levels[i])
+            guess = first.at(s)
+            if s.sigma == 0:
+                return guess, None
+            second = denoise(guess, s)
+            d_alpha, d_sigma = halves[i]
+            x = x.add(first.x0 + second.x0, alpha=d_alpha)
+            return x.add_(first.eps + second.eps, alpha=d_sigma), None
+
+        return move
 
     def evaluations(self, steps: int) -> int:
         return 2 * steps - 1
@@ -151,18 +179,27 @@ class Multistep(Choice):
 
     kind: Literal["multistep"] = "multistep"
 
-    def __call__(
-        self, denoise: Denoise, levels: Levels, i: int, x: Tensor, noise: Noise, memory: Any
-    ) -> tuple[Tensor, Any]:
-        t, s = levels[i], levels[i + 1]
-        x0 = estimate = denoise(x, t).x0
-        if memory is not None and s.sigma > 0:
-            before = levels[i - 1]
-            ratio = 0.5 * (_half_log_snr(s) - _half_log_snr(t))
-            ratio /= _half_log_snr(t) - _half_log_snr(before)
-            estimate = x0 + ratio * (x0 - memory)
-        scale = s.sigma / t.sigma
-        return scale * x + (s.alpha - t.alpha * scale) * estimate, x0
+    def along(self, levels: Levels) -> Move:
+        scales = [float(s.sigma / t.sigma) for t, s in pairwise(levels)]
+        weights = [
+            float(s.alpha - t.alpha * scale)
+            for (t, s), scale in zip(pairwise(levels), scales, strict=True)
+        ]
+        ratios = [0.0]  # of the way to the next level to the way here, in log-SNR; half of it
+        for before, t, s in zip(levels, levels[1:], levels[2:], strict=False):
+            ahead = _half_log_snr(s) - _half_log_snr(t) if s.sigma > 0 else 0.0
+            ratios.append(0.5 * ahead / (_half_log_snr(t) - _half_log_snr(before)))
+
+        def move(
+            denoise: Denoise, i: int, x: Tensor, noise: Noise, memory: Any
+        ) -> tuple[Tensor, Any]:
+            x0 = denoise(x, levels[i]).x0
+            if ratios[i] == 0:
+                return blend(scales[i], x, weights[i], x0), x0
+            x = blend(scales[i], x, weights[i] * (1 + ratios[i]), x0)
+            return x.sub_(memory, alpha=weights[i] * ratios[i]), x0
+
+        return move
 
     def evaluations(self, steps: int) -> int:
         return steps
@@ -188,10 +225,10 @@ def sample(
     own numbers, so that its path does not depend on its neighbours. It must not be the noise that
     `x` was drawn with: step 0 would draw the same numbers again (`noise.child` makes another).
     """
-    memory = None
+    move, memory = step.along(levels), None
     for i in range(len(levels) - 1):
         with torch.no_grad():
-            x, memory = step(denoise, levels, i, x, noise, memory)
+            x, memory = move(denoise, i, x, noise, memory)
         yield State(i + 1, levels[i + 1], x)
 
 
@@ -204,5 +241,17 @@ def _half_log_snr(level: Level) -> float:
     return math.log(level.alpha / level.sigma) if level.alpha > 0 else -math.inf
 
 
-def _normal(noise: Noise, i: int, x: Tensor) -> Tensor:
-    return noise.at(i).normal(0, x.shape[1:], x.dtype)
+def _alphas(levels: Levels) -> list[float]:
+    return [float(level.alpha) for level in levels]
+
+
+def _kept(levels: Levels, stds: list[float]) -> list[float]:
+    """√(σ_s² − ν²) of each step: how much of the predicted noise is kept beside the fresh."""
+    pairs = zip(levels[1:], stds, strict=True)
+    return [math.sqrt(max(s.sigma**2 - std**2, 0.0)) for s, std in pairs]
+
+
+def _add_noise(x: Tensor, std: float | Tensor, noise: Noise, i: int) -> Tensor:
+    """x + std z, where x is the step's own and may be overwritten."""
+    z = noise.at(i).normal(0, x.shape[1:], x.dtype)
+    return x.add_(z, alpha=std) if isinstance(std, float) else x.addcmul_(std, z)
