@@ -124,8 +124,8 @@ def latest(folder: Path) -> Checkpoint | None:
         return latest(folder)
     if candidates or any((folder / "quarantine").glob("step-*")):
         raise CheckpointError(
-            f"no whole checkpoint is left in {folder}; look at what is there, or start over with "
-            "--fresh"
+            f"no whole checkpoint is left in {folder}; look at what is there, or train afresh "
+            "with --fresh"
         )
     return None
 

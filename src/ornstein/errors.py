@@ -4,8 +4,9 @@ The message of each error says what was wrong, where, and what to write instead.
 line prints it on one line and leaves with `code`; a traceback means a bug of ours (code 1).
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 
@@ -49,6 +50,15 @@ class OutOfMemory(OrnsteinError):
     """The device has too little memory for this micro-batch."""
 
     code = 7
+
+
+@contextlib.contextmanager
+def of_section(key: str) -> Iterator[None]:
+    """Within, a ConfigError says which section of the recipe it is about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def like(word: str, known: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,27 +20,34 @@ from typing import Any
 from ornstein.errors import CheckpointError, StorageError
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a new file and flush it to the disk; it is not atomic by itself."""
-    with explained(path), path.open("xb") as file:
+def write(path: Path, content: bytes, told: Path | None = None, option: str = "--runs") -> None:
+    """Write a new file and flush it to the disk; it is not atomic by itself.
+
+    told, option: what an error names instead of `path`, and how a user would change it.
+    """
+    with explained(told or path, option), path.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Give `path` this content atomically."""
+def replace(path: Path, content: bytes, option: str = "--runs") -> None:
+    """Give `path` this content atomically.
+
+    option: by which a user would name another place.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        write(temporary, content)
-        rename(temporary, path)
+        write(temporary, content, told=path, option=option)
+        rename(temporary, path, option)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def rename(source: Path, target: Path) -> None:
+def rename(source: Path, target: Path, option: str = "--runs") -> None:
     """Rename within a file system, and flush the folder that holds the new name."""
-    with explained(target):
+    with explained(target, option):
         source.replace(target)
         flush_folder(target.parent)
 
@@ -65,6 +73,8 @@ def check_folder(path: Path, option: str = "--runs") -> None:
             raise OSError(errno.ENOTDIR, f"{there} is not a folder")
         if not os.access(there, os.W_OK | os.X_OK):
             raise OSError(errno.EACCES, f"{there} may not be written")
+        with tempfile.TemporaryFile(dir=there):  # some file systems refuse whatever they say
+            pass
 
 
 def flush_folder(path: Path) -> None:

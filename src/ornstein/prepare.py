@@ -16,7 +16,7 @@ import torch
 
 from ornstein.choice import Choice, Load, RunRef
 from ornstein.data.stream import Stream
-from ornstein.errors import ConfigError
+from ornstein.errors import ConfigError, of_section
 from ornstein.noise import Noise
 from ornstein.training import TrainState, precision, train
 
@@ -101,9 +101,11 @@ def check(recipe: Recipe, info: DataInfo, load: Load) -> None:
     precision(recipe.optim.precision, device)
     learner = recipe.learner(info, load).to(device).eval()
     noise = Noise.of(recipe.seed, "check", torch.zeros(1, dtype=torch.int64, device=device))
-    for generation in filter(None, (recipe.generation, recipe.preview)):
-        begin: Generation = generation
-        with torch.no_grad():
+    for key in ("generation", "preview"):
+        begin: Generation | None = getattr(recipe, key)
+        if begin is None:
+            continue
+        with torch.no_grad(), of_section(key):
             next(begin(learner.model, recipe.at_model_scale(info), noise))
 
 

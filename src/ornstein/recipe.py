@@ -25,7 +25,7 @@ from ornstein.data.info import DataInfo
 from ornstein.data.sources import Data, Digits
 from ornstein.diffusion.model import Diffusion
 from ornstein.diffusion.sampling import Sampling
-from ornstein.errors import CheckpointError, ConfigError, nearest
+from ornstein.errors import CheckpointError, ConfigError, nearest, of_section
 from ornstein.objectives.denoising import Denoising
 from ornstein.objectives.variational import Hybrid, Variational
 from ornstein.optim import Optim
@@ -101,7 +101,9 @@ class Recipe(Choice):
                 int(Noise.of(self.seed, "initial weights", 1).bits(0, 1))
             )
             model = self.model.build(scaled, load)
-            return Learner(model, self.objective.build(model, scaled, load))
+            with of_section("objective"):
+                objective = self.objective.build(model, scaled, load)
+            return Learner(model, objective)
 
     def key(self) -> str:
         """Eight hex digits that tell runs apart: what may change in a run does not count."""

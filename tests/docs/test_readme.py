@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 import ornstein
+from ornstein import prepare
 from ornstein.cli.request import request
+from ornstein.data.sources import Digits
 from ornstein.errors import OrnsteinError
 from ornstein.recipe import names
-from tests.docs.pages import blocks, chinese, read, rows, spans
+from tests.docs.pages import blocks, chinese, prose, read, rows, spans
 
 SECONDS = 20  # for one block, on a processor
 READMES = ("README.md", chinese("README.md"))
@@ -67,3 +70,15 @@ def test_exit_codes_are_those_of_the_errors(page):
     listed = {int(row[0]) for row in rows(read(page)) if re.fullmatch(r"\d+", row[0])}
     errors = {error.code for error in OrnsteinError.__subclasses__()}
     assert listed == {0, 1} | errors
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_every_training_in_the_index_can_begin(page):
+    """Built, on the digits or the data's stand-in, to the start of a sample and of a preview."""
+    info = Digits().load().info
+    found = [shlex.split(line) for line in spans(prose(page)) if line.startswith("ornstein train")]
+    assert len(found) > 10
+    for _, _, recipe, *words in found:
+        settings = [word for word in words if "=" in word]
+        asked = request(recipe, overrides=settings).recipe
+        prepare.concrete(asked, info, lambda reference: reference, lambda reference: reference)

@@ -77,7 +77,7 @@ def compare(
         raise ConfigError(f"a likelihood cannot be of {likelihood} samples; write 0 for none")
     fsops.check_folder(out.parent, "--out")
     axes = [
-        [f"{key}={value}" for value in text.split(",") if value] or [""]
+        [f"{key}={value}" for value in dict.fromkeys(text.split(",")) if value] or [""]
         for key, text in (("step", step), ("grid", grid), ("steps", steps))
     ]
     opened = [Run.open(name, runs) for name in dict.fromkeys(names)]
@@ -102,11 +102,14 @@ def compare(
             raise rows[0].error
         print(_json(rows) if json else table(rows))
         if len({row.run.info.kind for row in measured}) == 1:
-            fsops.make_folder(out.parent)
-            fsops.replace(out, pictures.png(picture(rows, asked)))
+            fsops.make_folder(out.parent, "--out")
+            fsops.replace(out, pictures.png(picture(rows, asked)), "--out")
             show(f"{out}: the same seeds drawn by each row")
     if not comparable(rows):
         raise ConfigError(f"nothing could be compared: {difference(rows)}")
+    for row in rows:
+        if row.error is not None:  # said in the table, and to scripts
+            raise row.error
     return 0
 
 

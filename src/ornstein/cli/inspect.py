@@ -74,9 +74,9 @@ def inspect(
     written = {"sheet": path}
 
     def draw(path: Path, ids: np.ndarray, columns: int | None) -> None:
-        fsops.make_folder(path.parent)
+        fsops.make_folder(path.parent, "--out")
         image = pictures.picture(dataset.x[ids], report.info, columns)
-        fsops.replace(path, pictures.png(image))
+        fsops.replace(path, pictures.png(image), "--out")
 
     draw(path, *sheet(dataset))
     groups = [*report.repeated.exact, *report.repeated.near][:PAIRS]
@@ -85,8 +85,8 @@ def inspect(
         draw(written["duplicates"], np.array([i for group in groups for i in group[:2]]), 12)
     if report.bad:
         written["bad_files"] = bad or path.with_name(f"{path.stem}-bad.tsv")
-        fsops.make_folder(written["bad_files"].parent)
-        fsops.replace(written["bad_files"], bad_table(report.bad).encode())
+        fsops.make_folder(written["bad_files"].parent, "--bad")
+        fsops.replace(written["bad_files"], bad_table(report.bad).encode(), "--bad")
     if json:
         print(
             writer.dumps({**as_json(report), **{k: str(v) for k, v in written.items()}}, indent=1)

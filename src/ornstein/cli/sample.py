@@ -68,7 +68,7 @@ def sample(
 
     def put(name: str, content: bytes) -> None:
         fsops.make_folder(folder, option)
-        fsops.replace(folder / name, content)
+        fsops.replace(folder / name, content, option)
 
     def write(name: str, content: bytes) -> None:
         put(name, content)

@@ -53,8 +53,8 @@ def schedules(
     for name, process in found.items():
         print(name.ljust(width), *(f"{value:10.2f}" for value in log_snrs(process, TIMES)))
     image = picture(found, source.load(counted("reading")), seed)
-    fsops.make_folder(out.parent)
-    fsops.replace(out, pictures.png(image))
+    fsops.make_folder(out.parent, "--out")
+    fsops.replace(out, pictures.png(image), "--out")
     print(out)
 
 

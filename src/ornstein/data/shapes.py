@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ornstein.errors import ConfigError
 from ornstein.noise import Noise
 
 VERSION = 1
@@ -127,7 +128,15 @@ def period(shape: int) -> float:
 
 
 def factors(ids: Sequence[int] | range | int, objects: int = 1, seed: int = 0) -> Factors:
-    """The factors of the images with these numbers (a whole number: of those below it)."""
+    """The factors of the images with these numbers (a whole number: of those below it).
+
+    Raises: ConfigError for a number of images below 0 or a number of objects that there is not.
+    """
+    if objects not in FREEDOM or (isinstance(ids, int) and ids < 0):
+        raise ConfigError(
+            f"shapes are drawn for 0 images or more, of {min(FREEDOM)} to {max(FREEDOM)} objects; "
+            f"got {ids} of {objects}"
+        )
     noise = Noise.of(seed, f"shapes/{objects}", ids)
     count, (low, high) = len(noise.ids), FREEDOM[objects]
     several = (objects,)

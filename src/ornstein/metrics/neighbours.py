@@ -25,7 +25,8 @@ they should.
 If generated samples change, precision and density move by what each of them contributes; recall
 and coverage by the real samples, or balls, that one of them alone reaches, which is its influence.
 (The change of its neighbours' radii is left out. Resampling the real samples instead, as if they
-were reached independently, gives intervals that miss in 4 of 10 cases in the plane.)
+were reached independently, gives intervals that miss in 4 of 10 cases in the plane.) Where nothing
+is reached, or everything by several, no sample has any influence, and the interval says nothing.
 """
 
 from __future__ import annotations

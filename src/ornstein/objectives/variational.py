@@ -51,7 +51,7 @@ class Hybrid(Choice):
         """Raises: ConfigError for a network that predicts no variance."""
         if not model.learn_spread:
             raise ConfigError(
-                "objective=hybrid trains a predicted variance, and this network predicts none; "
+                "hybrid trains a predicted variance, and this network predicts none; "
                 "write model.variance=learned"
             )
         return HybridLoss(self.weight, trained_chain(model, self.steps), bins_of(info), self.range)

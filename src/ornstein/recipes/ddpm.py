@@ -20,5 +20,5 @@ RECIPE = Recipe(
     ),
     # Algorithm 2 with the variance β, all 1000 steps and x̂0 within the data's range, as published.
     generation=Sampling(step=Ancestral(spread=1.0), grid=Trailing(), steps=1000, clip=True),
-    preview=Sampling(),
+    preview=Sampling(grid=Trailing()),  # a grid that suits any process
 )

@@ -22,5 +22,5 @@ RECIPE = Recipe(
     ),
     # With a learned variance 100 of the steps do almost as well as all (the paper's figure 8).
     generation=Sampling(step=Ancestral(), grid=Trailing(), steps=100, clip=True),
-    preview=Sampling(),
+    preview=Sampling(grid=Trailing()),  # a grid that suits any process
 )
