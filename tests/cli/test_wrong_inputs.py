@@ -107,6 +107,7 @@ def make_data(d):
     for name in ("junk.npy", "junk.npz", "junk.parquet"):
         (d / name).write_bytes(b"junk" * 10)
     (d / "empty.npy").write_bytes(b"")
+    (d / "begun.npy").write_bytes(b"\x93NUMPY" + b"junk" * 10)
     vectors = random.normal(size=(64, 2)).astype(np.float32)
     arrays = {
         "none": vectors[:0],
@@ -577,7 +578,9 @@ DATA = [
     (3, ["a\x1b[31mb"], "is no known data set"),
     (3, ["a\nb/c"], "a\\x0ab/c does not exist"),
     (3, "arrays.path d/a.zip", "is damaged or not a numpy file"),
-    (3, "folder.path nowhere", "nowhere is not a folder"),
+    (3, "folder.path nowhere", "nowhere does not exist"),
+    (3, "parquet.path nowhere", "nowhere does not exist: put it back, or name other data"),
+    (3, "d/begun.npy", "is damaged or not a numpy file"),
 ]
 
 CLASHES = [

@@ -170,6 +170,8 @@ def header(shape, dtype="<f4"):
         (header((10**6, 3)) + b"0" * 100, "truncated"),
         (header((-4, 3)) + b"0" * 100, "damaged"),
         (b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1) + b"0" * 30_000, "damaged"),
+        (b"\x93NUMPY" + b"junk" * 100, "damaged or not a numpy file: its version is .106, 117."),
+        (b"\x93NUMPY\x03\x00" + b"0" * 100, "holds records"),
         (b"", "damaged"),
     ],
 )

@@ -327,8 +327,10 @@ def test_too_few(folder, good, says):
         quarters().save(folder / "a.png")
     with pytest.raises(DataError, match=says):
         read_folder(folder)
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="does not exist"):
         read_folder(folder / "none")
+    with pytest.raises(DataError, match="is not a folder"):
+        read_folder(folder / "readme.md")
 
 
 # What is found in a folder
@@ -411,6 +413,41 @@ def test_splits_with_something_beside_them(folder):
         path.rename(folder / path.name)
     with pytest.raises(DataError, match="and images beside them"):
         read_folder(folder)
+
+
+def placed(folder, names):
+    """The folder, with images of these names in it."""
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        noise(i).save(folder / name)
+    return folder
+
+
+def test_splits_below_the_classes(folder):
+    names = ["cat/train/0.png", "cat/train/deep/1.png", "dog/Test/2.png", "dog/training/3.png"]
+    found = read_folder(placed(folder, names))
+    assert found.files == ("cat/train/0.png", "cat/train/deep/1.png", *names[2:])
+    assert found.held_out.tolist() == [False, False, True, False]
+    assert (found.classes, found.label.tolist()) == (("cat", "dog"), [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ("cat/train/0.png cat/val/1.png dog/2.png", "in 'cat', and images that are in no"),
+        ("cat/train/0.png cat/val/1.png dog/wild/2.png", "in 'cat', and images"),
+        ("cat/train/0.png cat/val/1.png 2.png", "in 'cat', and images"),
+        # no class holds both: they are names like any others
+        ("vehicle/train/0.png sign/test/1.png vehicle/car/2.png", None),
+        ("cat/train/0.png dog/train/1.png", None),
+    ],
+)
+def test_splits_below_some_classes(folder, names, says):
+    if says is None:
+        assert read_folder(placed(folder, names.split())).held_out is None
+    else:
+        with pytest.raises(DataError, match=says):
+            read_folder(placed(folder, names.split()))
 
 
 def test_a_train_folder_alone_is_no_split(folder):

@@ -237,7 +237,7 @@ def test_labels(tmp_path, label, metadata, names, numbers):
     [
         ([0, None, 1, 0, None], None, [1, 4]),
         (["a", None, "b", "", "a"], None, [1]),  # a name may be empty
-        ([0, -1, 1, 2, 1], declared(label=classes("a", "b")), [1, 3]),
+        ([0, -1, 1, None, 1], declared(label=classes("a", "b")), [1, 3]),
     ],
 )
 def test_rows_without_a_label_are_named(tmp_path, label, metadata, missing):
@@ -266,6 +266,52 @@ def test_the_column_of_labels_is_found(tmp_path, names, metadata, chosen):
     assert (None if found.label is None else found.label.tolist()) == wanted
 
 
+@pytest.mark.parametrize(
+    ("label", "names", "classes_", "missing"),
+    [
+        ([0, 1, 2, 1, 0], ["zero"], ("0", "1", "2"), 0),
+        ([1, 2, 3, 1, 2], ["one", "two", "three"], ("1", "2", "3"), 0),
+        ([0, -1, 3, 3, None], ["zero", "one"], ("0", "3"), 2),
+        (["a", "b", "c", "a", "b"], ["a", "b"], ("a", "b", "c"), 0),
+        ([0, 1, 1, 0, 1], [], ("0", "1"), 0),
+    ],
+)
+def test_names_that_do_not_cover_the_labels(tmp_path, label, names, classes_, missing):
+    """Rows are not lost for them: the labels name themselves, in all files of a data set."""
+    for name, part in (("a", label[:2]), ("b", label[2:])):
+        labelled(tmp_path / "d" / f"{name}.parquet", part, declared(label=classes(*names)))
+    found = read_parquet(tmp_path / "d")
+    assert (found.classes, len(found.bad)) == (classes_, missing)
+    kept = [str(value) for value in label if value is not None and value != -1]
+    assert [classes_[i] for i in found.label] == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[1]",
+        "null",
+        "3",
+        b"\xff",
+        '{"info": []}',
+        '{"info": {"features": [1]}}',
+        '{"info": {"features": {"label": [1], "image": 3}}}',
+        "[" * 10**5,
+        " " * (5 << 20),
+        json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": [1, 2]}}}}),
+        json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": "ab"}}}}),
+        json.dumps({"info": {"features": {"label": {"_type": [], "names": ["a", "b"]}}}}),
+    ],
+    ids=lambda text: str(text[:60]).strip() or "long",
+)
+def test_metadata_that_cannot_be_read_counts_as_not_there(tmp_path, text):
+    plain = read_parquet(labelled(tmp_path / "a.parquet", [2, 7, 2]))
+    found = read_parquet(labelled(tmp_path / "b.parquet", [2, 7, 2], {"huggingface": text}))
+    assert (found.classes, found.bad) == (("2", "7"), ())
+    assert found.fingerprint == plain.fingerprint
+
+
 def test_a_class_without_an_image_goes(tmp_path):
     columns = {"image": structs([b"", *PICTURES[1:6]]), "label": pa.array([0, 1, 2, 2, 1, 1])}
     found = read_parquet(write(tmp_path / "x.parquet", columns, declared(label=classes(*"abc"))))
@@ -285,6 +331,13 @@ def test_a_class_without_an_image_goes(tmp_path):
         ("my_set-TRAIN.parquet my_set-Val.PARQUET", "Val"),
         ("training.parquet testing.parquet", "testing"),
         ("train.parquet data/test.parquet", "test"),
+        ("test/0000.parquet train/0000.parquet train/0001.parquet", "test"),
+        ("Train/0.parquet my-val/0.parquet", "val"),
+        ("data/train/0.parquet data/validation/0.parquet", "validation"),
+        ("default/test/0000.parquet default/train/0000.parquet", "test"),
+        ("plain_text/test-0.parquet plain_text/train-0.parquet", "test"),
+        ("train/0.parquet", None),
+        ("only/0.parquet", None),
         ("train.parquet", None),
         ("test.parquet", None),
         ("train-0.parquet train-1.parquet", None),
@@ -298,7 +351,8 @@ def test_splits_come_from_the_names(tmp_path, names, held_out):
         write(tmp_path / "d" / name, {"image": structs(PICTURES[4 * i : 4 * i + 4])})
     found = read_parquet(tmp_path / "d")
     assert len(found.x) == 4 * len(names.split())
-    assert [file.rpartition(" row ")[0] for file in found.files[::4]] == sorted(names.split())
+    told = [file.rpartition(" row ")[0] for file in found.files[::4]]
+    assert all(name.endswith(file) for name, file in zip(sorted(names.split()), told, strict=True))
     if held_out is None:
         assert found.held_out is None
     else:
@@ -315,6 +369,37 @@ def test_what_is_no_part_of_it_is_passed_over(tmp_path):
     (tmp_path / "d" / "nowhere.parquet").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "d" / "pipe.parquet")
     assert len(read_parquet(tmp_path / "d").x) == 10
+
+
+def test_several_data_sets_in_one_folder(tmp_path):
+    for name in ("plain/train/0000", "plain/test/0000", "gray/train/0000", "deep/er/x"):
+        write(tmp_path / "d" / f"{name}.parquet")
+    says = r"in several folders \('gray', 'plain'\): name one of them, such as .*/gray$"
+    with pytest.raises(DataError, match=says):
+        read_parquet(tmp_path / "d")
+    with pytest.raises(DataError, match=says):
+        recognise(str(tmp_path / "d"))
+    assert len(read_parquet(tmp_path / "d" / "plain").x) == 20
+    write(tmp_path / "d" / "x.parquet")  # its own files come first
+    assert len(read_parquet(tmp_path / "d").x) == 10
+
+
+def test_files_that_lie_deeper_are_hinted_at(tmp_path):
+    write(tmp_path / "d" / "data" / "one" / "train" / "0.parquet")
+    write(tmp_path / "d" / "data" / "two" / "x.parquet")
+    (tmp_path / "d" / "data" / "loop").symlink_to(tmp_path / "d")
+    with pytest.raises(DataError, match="no image in .*; there are Parquet files in .*") as error:
+        recognise(str(tmp_path / "d"))
+    found = f"{tmp_path}/d/data/one and {tmp_path}/d/data/two"
+    assert str(error.value).endswith(f" in {found}: name one")
+    with pytest.raises(DataError, match="there is no .parquet file in"):
+        read_parquet(tmp_path / "d")
+
+
+def test_what_has_vanished_is_said(tmp_path):
+    for name in ("d", "x.parquet"):
+        with pytest.raises(DataError, match=f"/{name} does not exist: put it back"):
+            Parquet(path=str(tmp_path / name)).load()
 
 
 def test_a_split_without_a_good_image_to_train_on(tmp_path):
@@ -382,9 +467,15 @@ HOSTILE = {
         lambda p: os.truncate(write(p), parquet.MAX_FILE + 1),
         "is larger than 64 GiB: split it",
     ),
-    "zero rows": (lambda p: write(p, {"image": structs([])}), "no image in .*: at least 2"),
-    "one row": (lambda p: write(p, {"image": structs(PICTURES[:1])}), "only one image in"),
-    "no columns": (lambda p: write(p, {}), "no image in .*: at least 2"),
+    "zero rows": (
+        lambda p: write(p, {"image": structs([])}),
+        "no image in .*: at least 2 are needed, as rows that hold their bytes$",
+    ),
+    "one row": (
+        lambda p: write(p, {"image": structs(PICTURES[:1])}),
+        "only one image in .*: at least 2 are needed, as rows that hold their bytes$",
+    ),
+    "no columns": (lambda p: write(p, {}), "no image in .*: at least 2 are needed, as rows"),
     "numbers": (
         lambda p: write(p, {"a": pa.array([1, 2]), "\x1b[2J": pa.array(["x", "y"])}),
         r"no column of images, .* it has 'a' of int64, '\\x1b\[2J' of string",
@@ -408,7 +499,8 @@ HOSTILE = {
     ),
     "paths and no bytes": (
         lambda p: write(p, {"image": structs([None] * 3)}),
-        "3 cannot be read, the first is x.parquet row 0 .It is null: the row holds no image.",
+        "as rows that hold their bytes; 3 cannot be read, the first is x.parquet row 0 "
+        ".It is null: the row holds no image.",
     ),
     "null structs": (
         lambda p: write(p, {"image": pa.array([None] * 3, IMAGE)}),
@@ -450,23 +542,6 @@ HOSTILE = {
             },
         ),
         "no column of images",
-    ),
-    "metadata": (lambda p: write(p, None, {"huggingface": "{"}), "its Hugging Face metadata"),
-    "a list for metadata": (
-        lambda p: write(p, None, {"huggingface": "[1]"}),
-        "its Hugging Face metadata",
-    ),
-    "deep metadata": (
-        lambda p: write(p, None, {"huggingface": "[" * 10**5}),
-        "its Hugging Face metadata",
-    ),
-    "long metadata": (
-        lambda p: write(p, None, {"huggingface": " " * (5 << 20)}),
-        "its Hugging Face metadata is too long",
-    ),
-    "class names": (
-        lambda p: labelled(p, [0, 1], declared(label={"_type": "ClassLabel", "names": [1, 2]})),
-        "its class names cannot be read",
     ),
     "too many classes": (
         lambda p: labelled(p, [f"a {i}" for i in range(40)]),
@@ -571,6 +646,9 @@ def test_files_of_two_data_sets(tmp_path):
         other(tmp_path / "d" / "b.parquet")
         with pytest.raises(DataError, match="has other columns or classes than a.parquet"):
             read_parquet(tmp_path / "d", 8 + i)
+    labelled(tmp_path / "d" / "b.parquet", ["x", "y"])
+    with pytest.raises(DataError, match="'label' is text in some files beside .*a.parquet and num"):
+        read_parquet(tmp_path / "d")
 
 
 def test_a_file_beside_the_splits(tmp_path):

@@ -144,8 +144,10 @@ def _check_header(stream: IO[bytes], size: int, where: str) -> None:
         shape, _, dtype = np.lib.format.read_array_header_1_0(head)
     elif version == (2, 0):
         shape, _, dtype = np.lib.format.read_array_header_2_0(head)
-    else:  # version 3 is for names of fields
+    elif version == (3, 0):  # for names of fields
         raise DataError(f"{where} holds records, not numbers: save one plain array")
+    else:
+        raise DataError(f"{where} is damaged or not a numpy file: its version is {version}")
     if dtype.hasobject:
         raise DataError(
             f"{where} holds Python objects, which are pickles and are never loaded: "

@@ -78,7 +78,7 @@ TRAIN = frozenset({"train", "training"})
 HELD_OUT = frozenset({"test", "testing", "val", "valid", "validation"})
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
-_LAYOUT = 3  # of the cache; another number means another way of reading
+_LAYOUT = 4  # of the cache; another number means another way of reading
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -174,16 +174,17 @@ def read_folder(
 
     Classes are the sub-folders of the first level that hold images, if there are at least two
     and no image lies beside them. If the sub-folders are named train and test (or val, valid,
-    validation), they are splits and the classes are looked for below them.
+    validation), they are splits and the classes are looked for below them; if all the folders
+    below the sub-folders are named so, the splits are those, and the classes above them.
 
     `progress(done, total)` is called as files are decoded, and not at all if the cache serves.
     DataError: no folder, or fewer than two readable images. StorageError: the cache cannot be
     written.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder")
+        raise DataError(f"{root} {'is not a folder' if root.exists() else 'does not exist'}")
     files, missed, ignored = scan(root)
-    split = _has_splits(files, root)
+    level = _split_level(files, root)
 
     def blocks() -> Iterator[list[Item]]:
         for start in range(0, len(files), BLOCK):
@@ -191,7 +192,7 @@ def read_folder(
             yield [Item(file.path, file.size, root / file.path) for file in part]
 
     def told(good: list[int]) -> Told:
-        return _places([files[i].path for i in good], split)
+        return _places([files[i].path for i in good], level)
 
     key = [str(root.resolve()), files, missed]
     return gather(
@@ -211,15 +212,17 @@ def gather(
     fit: Fit = "crop",
     missed: Sequence[BadFile] = (),
     ignored: int = 0,
+    form: str = f"as {READABLE} files",
 ) -> Images:
     """The images of `blocks`, `total` of them, in one array: from the cache if it has them.
 
     where: the folder or file, for messages. key: JSON that tells these images from any others.
     told: asked about the items with these numbers, once it is known which are good. missed: what
-    is bad besides. size, channels, progress, fit and errors: see `read_folder`.
+    is bad besides. form: how images are kept, for messages. size, channels, progress, fit and
+    errors: see `read_folder`.
     """
     if total < 2:
-        raise DataError(_too_few(where, total, missed, ignored))
+        raise DataError(_too_few(where, form, total, missed, ignored))
     cache = cache_folder() / "images"
     listing = json.dumps([_LAYOUT, PIL.__version__, channels, fit, *key])
     note = cache / f"{_digest(listing)}.size"
@@ -234,7 +237,7 @@ def gather(
         if known is None:
             with _stored(pixels) as part:
                 found = _decode_all(blocks(), total, shape, channels, fit, part, progress)
-                entry = _entry(where, found, told, fit, missed, ignored)
+                entry = _entry(where, form, found, told, fit, missed, ignored)
             with _stored(index) as part, _storing(cache):
                 part.write_text(json.dumps(entry), encoding="utf-8")
             known = _cached(pixels, index, ignored)
@@ -465,6 +468,7 @@ def _decode_all(
 
 def _entry(
     where: Path,
+    form: str,
     found: _Found,
     told: Callable[[list[int]], Told],
     fit: Fit,
@@ -474,7 +478,7 @@ def _entry(
     """The index of what was read. DataError: it is too little."""
     bad = sorted([*missed, *found.bad]) if missed else found.bad
     if len(found.good) < 2:
-        raise DataError(_too_few(where, len(found.good), bad, ignored))
+        raise DataError(_too_few(where, form, len(found.good), bad, ignored))
     label, classes, held_out = told(found.good)
     if held_out is not None and all(held_out):
         raise DataError(f"none of the images to train on in {where} can be read")
@@ -564,24 +568,46 @@ def _keep_first_channel(path: Path, shape: tuple[int, int, int, int]) -> None:
         file.truncate(plane * shape[0])
 
 
-def _has_splits(files: list[File], root: Path) -> bool:
-    """Whether the folders of the first level are splits. DataError: some are, others are not."""
-    top = {file.path.split("/")[0] if "/" in file.path else "" for file in files}
-    names = {name.lower() for name in top}
-    if not (names & TRAIN and names & HELD_OUT):
-        return False
-    others = sorted(name for name in top if name.lower() not in TRAIN | HELD_OUT)
-    if others:
-        where = f"the folder {shown(others[0])!r}" if others[0] else "images"
-        raise DataError(f"{root} has train and test folders and {where} beside them: move it away")
-    return True
+def _split_level(files: list[File], root: Path) -> int | None:
+    """Which level of folders is one of splits, 0 or 1. DataError: a part of it is, others not."""
+    inner: dict[str, set[str]] = {}  # the second level below each of the first; "" is no folder
+    for file in files:
+        first, second, *_ = [*file.path.split("/")[:-1], "", ""]
+        inner.setdefault(first, set()).add(second)
+    if _are_splits(inner):
+        others = sorted(name for name in inner if name.lower() not in TRAIN | HELD_OUT)
+        if others:
+            where = f"the folder {shown(others[0])!r}" if others[0] else "images"
+            raise DataError(
+                f"{root} has train and test folders and {where} beside them: move it away"
+            )
+        return 0
+    known = {name for names in inner.values() for name in names}
+    if all(name.lower() in TRAIN | HELD_OUT for name in known):
+        return 1 if _are_splits(known) else None
+    split = sorted(name for name in inner if _are_splits(inner[name]))
+    if split:
+        raise DataError(
+            f"{root} has train and test folders in {shown(split[0])!r}, and images that are in no "
+            "such folder: sort these too, or move them away"
+        )
+    return None
 
 
-def _places(files: list[str], split: bool) -> Told:
+def _are_splits(names: Iterable[str]) -> bool:
+    """Whether there are names for training and for what is held out."""
+    lower = {name.lower() for name in names}
+    return bool(lower & TRAIN and lower & HELD_OUT)
+
+
+def _places(files: list[str], level: int | None) -> Told:
     """What the folders of the files say: labels, classes, and which are held out."""
     folders = [path.split("/")[:-1] for path in files]
-    held_out = [folder[0].lower() in HELD_OUT for folder in folders] if split else None
-    names = ["".join(folder[split : split + 1]) for folder in folders]
+    held_out = None
+    if level is not None:
+        held_out = [folder[level].lower() in HELD_OUT for folder in folders]
+    start = 1 if level == 0 else 0
+    names = ["".join(folder[start : start + 1]) for folder in folders]
     classes = sorted(set(names))
     if len(classes) < 2 or "" in classes:
         return Told(None, [], held_out)
@@ -662,9 +688,9 @@ def _storing(cache: Path) -> Iterator[None]:
         ) from error
 
 
-def _too_few(root: Path, good: int, bad: Sequence[BadFile], ignored: int) -> str:
+def _too_few(root: Path, form: str, good: int, bad: Sequence[BadFile], ignored: int) -> str:
     found = "no image" if good == 0 else "only one image"
-    text = f"{found} in {root}: at least 2 are needed, as {READABLE} files"
+    text = f"{found} in {root}: at least 2 are needed, {form}"
     if bad:
         text += f"; {len(bad)} cannot be read, the first is {bad[0].path} ({bad[0].reason[:-1]})"
     return text + (f"; {ignored} files are no images by their names" if ignored else "")

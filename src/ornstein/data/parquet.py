@@ -8,12 +8,16 @@ named image, img, picture or photo; else the only one of its type. The label col
 that the metadata calls a `ClassLabel`, else the first with a name of `LABELS`. Other columns are
 ignored, and never opened.
 
-    path        a file, or a folder with files in it or in `data` below it
-    splits      files named like train-00000-of-00003 and test or validation, if both are there
+    path        a file, or a folder with files in it, in `data` below it, or below these in
+                folders named as splits; else the only sub-folder that is such a folder
+    splits      files or their folders named like train-00000-of-00003 and test or validation,
+                if both are there
     names       `train.parquet row 17`, the first row being 0
     classes     in the order of the metadata's names, else sorted; those without an image go
-    no label    a row whose label is null, or a number without a name where there are names (such
-                as -1), is left out and named; if all rows are like that, there are no classes
+    no label    a row whose label is null, or below 0 where there are names, is left out and named;
+                if all rows are like that, there are no classes
+    metadata    what cannot be read of it counts as not there, and so do names that any other label
+                lacks: they are then those of something else, perhaps of numbers from 0, not 1
 
 These are files from strangers. What a file claims is held against limits before it is read, and
 what its pages unpack to before they are unpacked, see `ornstein.data.pages`. They are read a
@@ -27,7 +31,7 @@ import json
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -110,7 +114,9 @@ def read_parquet(
     """
     found = files(path)
     if not found:
-        raise DataError(f"there is no .parquet file in {path}, nor in a folder data below it")
+        raise DataError(
+            f"there is no .parquet file in {path}, nor in a folder data, train or test below it"
+        )
     held_out = _held_out(found, path)
     counts = [_count(file) for file in found]
     total = sum(counts)
@@ -148,28 +154,68 @@ def read_parquet(
         return Told([place[label[i]] for i in good], [names[i] for i in used], sides)
 
     key = ["parquet", str(path.resolve()), [file[1:] for file in found]]
-    return gather(path, key, total, blocks, told, size, channels, progress, fit)
+    form = "as rows that hold their bytes"
+    return gather(path, key, total, blocks, told, size, channels, progress, fit, form=form)
 
 
 def files(path: Path) -> list[File]:
-    """The Parquet files that a path means: itself, or those in it and in `data` below it."""
+    """The Parquet files that a path means, sorted by name: itself, or those of a folder.
+
+    These are the files in it, in `data` below it, and in folders of either that are named as
+    splits. Where there are none, the only sub-folder that has such files stands for the folder.
+    DataError: the path does not exist or cannot be read, or several sub-folders have files.
+    """
     try:
         if path.is_file():
             return [_file(path, path.name)]
-        found = []
-        for folder, prefix in ((path, ""), (path / "data", "data/")):
-            if folder.is_dir():
-                found += [_file(entry, prefix + entry.name) for entry in folder.iterdir()]
+        if not path.exists():
+            raise DataError(f"{path} does not exist: put it back, or name other data")
+        if not path.is_dir():
+            raise DataError(f"{path} is neither a folder nor an ordinary file: name other data")
+        found = _shards(path)
+        inner = [] if found else list(below(path, 1))
+        if len(inner) > 1:
+            which = ", ".join(quote(shown(folder.name)) for folder in inner[:5])
+            which += f" and {len(inner) - 5} more" if len(inner) > 5 else ""
+            raise DataError(
+                f"{path} has Parquet files in several folders ({which}): name one of them, such "
+                f"as {inner[0]}"
+            )
+        return _shards(inner[0]) if inner else found
     except OSError as error:
         raise DataError(f"{path} cannot be read: {cause(error)}") from error
-    right = [
-        file
-        for file in found
-        if stat.S_ISREG(file.mode)
-        and file.path.suffix.lower() == ".parquet"
-        and not file.path.name.startswith(".")
+
+
+def below(path: Path, levels: int) -> Iterator[Path]:
+    """The folders, at most so many levels below one, that could be named for their Parquet files.
+
+    None of them lies in another; what cannot be looked into is passed over.
+    """
+    with suppress(OSError):
+        for folder in _folders(path):
+            with suppress(OSError):
+                if _shards(folder):
+                    yield folder
+                elif levels > 1 and not folder.is_symlink():  # links may form loops
+                    yield from below(folder, levels - 1)
+
+
+def _folders(path: Path) -> list[Path]:
+    return [p for p in sorted(path.iterdir()) if not p.name.startswith(".") and p.is_dir()]
+
+
+def _shards(folder: Path) -> list[File]:
+    """The Parquet files of a folder, see `files`."""
+    places = [place for place in (folder, folder / "data") if place.is_dir()]
+    splits = [inner for place in places for inner in _folders(place)]
+    places += [inner for inner in splits if _words(inner.name) & (TRAIN | HELD_OUT)]
+    found = [
+        _file(entry, entry.relative_to(folder).as_posix())
+        for place in places
+        for entry in place.iterdir()
+        if entry.suffix.lower() == ".parquet" and not entry.name.startswith(".")
     ]
-    return sorted(right, key=lambda file: file.name)
+    return sorted((f for f in found if stat.S_ISREG(f.mode)), key=lambda file: file.name)
 
 
 def _file(path: Path, name: str) -> File:
@@ -180,9 +226,13 @@ def _file(path: Path, name: str) -> File:
     return File(path, shown(name), status.st_size, status.st_mtime_ns, status.st_mode)
 
 
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[^a-z]+", name.lower()))
+
+
 def _held_out(found: list[File], path: Path) -> list[bool] | None:
-    """Which files are held out, by their names; None if these give no split."""
-    words = [set(re.split(r"[^a-z]+", file.path.stem.lower())) for file in found]
+    """Which files are held out, by their names and their folders'; None if these give no split."""
+    words = [_words(file.name) for file in found]
     train, rest = ([bool(kind & w) for w in words] for kind in (TRAIN, HELD_OUT))
     if not (any(train) and any(rest)):
         return None
@@ -322,25 +372,22 @@ def _is_class(kind: Any) -> bool:
 
 
 def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
-    """What the metadata of Hugging Face says of each column. ValueError: it is no such thing."""
+    """What the metadata of Hugging Face says of each column; nothing if it cannot be read."""
     text = metadata.get(b"huggingface", b"{}")
-    if len(text) > _TEXT:
-        raise ValueError("its Hugging Face metadata is too long")
     try:
-        about = json.loads(text)
+        about = json.loads(text) if len(text) <= _TEXT else {}
         features = about.get("info", {}).get("features", {})
         return {name: what for name, what in features.items() if isinstance(what, dict)}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError("its Hugging Face metadata cannot be read") from error
+    except (ValueError, AttributeError, RecursionError):  # the images are sound without it
+        return {}
 
 
 def _class_names(feature: dict[str, Any]) -> tuple[str, ...]:
     names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
-    if names is None:
+    if not isinstance(names, list) or len(names) > MAX_CLASSES:
         return ()
-    right = isinstance(names, list) and 0 < len(names) <= MAX_CLASSES
-    if not right or not all(isinstance(name, str) for name in names):
-        raise ValueError("its class names cannot be read")
+    if not all(isinstance(name, str) for name in names):
+        return ()
     # JSON may hold halves of characters, which are no text.
     return tuple(clip(name.encode("utf-8", "replace").decode(), _NAME) for name in names)
 
@@ -361,10 +408,19 @@ def _labels(found: list[File], columns: Columns) -> tuple[list[int] | None, list
                     f"{MAX_CLASSES:,} values, too many for classes: rename or remove it"
                 )
     known.discard(None)
-    names = list(columns.names) or [clip(str(value), _NAME) for value in sorted(known)]
-    place = {value: i for i, value in enumerate(sorted(known))}
-    if columns.names:  # what stands for them is their number, or themselves
-        place = {value: i for i, name in enumerate(names) for value in (i, name)}
+    if columns.names:  # a number below 0 is no class then
+        known = {value for value in known if isinstance(value, str) or value >= 0}
+    names = list(columns.names)
+    # What stands for a name is its number, or itself.
+    place = {value: i for i, name in enumerate(names) for value in (i, name)}
+    if not names or known - place.keys():
+        if len({isinstance(value, str) for value in known}) > 1:
+            raise DataError(
+                f"the column {quote(columns.label)} is text in some files beside {found[0].path} "
+                "and numbers in others: give the files of one data set"
+            )
+        names = [clip(str(value), _NAME) for value in sorted(known)]
+        place = {value: i for i, value in enumerate(sorted(known))}
     numbers = [place.get(value, -1) for value in values]
     return (numbers, names) if max(numbers, default=-1) >= 0 else (None, [])
 

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from ornstein.choice import Choice
 from ornstein.data.info import BadFile, DataInfo, Dataset, Fit, Originals
-from ornstein.errors import DataError, clip, nearest
+from ornstein.errors import DataError, clip, nearest, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +47,9 @@ def _absolute(path: str) -> str:
 
 MAX_SHAPES = 2 << 30
 """The most bytes that drawn images may take: they are kept in memory."""
+
+DEEP = 4
+"""How many levels of sub-folders are searched for Parquet files that could be named instead."""
 
 AbsolutePath = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
 HeldOut = Annotated[float, Field(ge=0, lt=1, description="share of the samples not trained on")]
@@ -180,7 +183,7 @@ class Parquet(Choice):
     """A `.parquet` file of images, or a folder of such files, as the Hugging Face hub keeps them.
 
     size, fit, channels: as for a folder of images. Files named like train-00000-of-00003 and test
-    (or validation) are splits.
+    (or validation) are splits, and so are those in folders of such names.
     """
 
     kind: Literal["parquet"] = "parquet"
@@ -237,9 +240,9 @@ def recognise(text: str) -> Digits | Toy | Shapes | Arrays | Folder | Parquet:
     """The source that a word or a path names.
 
     `digits`, `shapes` and the names of toys come first (a folder of such a name is `./digits`);
-    then an existing folder with at least two images, else with `.parquet` files in it or in
-    `data` below it; or a `.npy`, `.npz` or `.parquet` file. DataError for anything else: what was
-    found, and what is accepted.
+    then an existing folder with at least two images, else with `.parquet` files where
+    `ornstein.data.parquet.files` looks for them; or a `.npy`, `.npz` or `.parquet` file. DataError
+    for anything else: what was found, and what is accepted.
     """
     toys = get_args(ToyName)
     word = text.strip().lower().replace("-", "_")
@@ -277,18 +280,20 @@ def recognise(text: str) -> Digits | Toy | Shapes | Arrays | Folder | Parquet:
 
 def _folder(path: Path) -> Folder | Parquet:
     from ornstein.data.images import READABLE, File, walk
+    from ornstein.data.parquet import below
     from ornstein.data.parquet import files as parquet_files
 
     files = islice((found for found in walk(path) if isinstance(found, File)), 2)
     count = len(list(files))
     if count < 2 and parquet_files(path):
         return Parquet(path=str(path))
-    if count == 0:
+    if count < 2:
         arrays = sorted(p.name for p in path.iterdir() if p.suffix.lower() in (".npy", ".npz"))
+        deeper = [printable(str(folder)) for folder in islice(below(path, DEEP), 3)]
         hint = f"; {arrays[0]} in it can be named itself" if arrays else ""
-        raise DataError(f"no image in {path}: a folder needs at least 2 {READABLE} files{hint}")
-    if count == 1:
-        raise DataError(f"only one image in {path}: at least 2 are needed")
+        hint += f"; there are Parquet files in {' and '.join(deeper)}: name one" if deeper else ""
+        few = "no image" if count == 0 else "only one image"
+        raise DataError(f"{few} in {path}: a folder needs at least 2 {READABLE} files{hint}")
     return Folder(path=str(path))
 
 
