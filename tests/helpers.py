@@ -114,6 +114,9 @@ class Given:
     def at(self, step: int) -> Given:
         return self
 
+    def ahead(self, first: int, count: int) -> Given:
+        return self
+
     def normal(self, draw: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return self.z.to(dtype)
 
@@ -122,6 +125,9 @@ class NoNoise:
     """Noise that may not be drawn."""
 
     def at(self, step: int) -> NoNoise:
+        raise AssertionError("a deterministic step drew noise")
+
+    def ahead(self, first: int, count: int) -> NoNoise:
         raise AssertionError("a deterministic step drew noise")
 
 

@@ -274,3 +274,11 @@ def test_all_orders_are_equally_likely():
     counts = [orders.count(order) for order in set(orders)]
     assert len(counts) == 24
     assert sum((c - trials / 24) ** 2 / (trials / 24) for c in counts) < 49.7  # 23 degrees, 0.001
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_drawn_ahead_are_the_steps(dtype):
+    noise = Noise.of(3, "ahead", [5, 2**33 + 1, 7])
+    together = noise.ahead(4, 3).normal(1, (2, 5), dtype).split(3)
+    for step, z in zip((4, 5, 6), together, strict=True):
+        assert torch.equal(z, noise.at(step).normal(1, (2, 5), dtype))

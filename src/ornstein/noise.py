@@ -29,23 +29,26 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     c0, c1, c2, c3 = counter
     for _ in range(10):
         p, q = c0 * _M0, c2 * _M1  # these wrap in int64, where the low 64 bits are still right
-        c0, c1 = ((q >> 32) & _MASK) ^ c1 ^ k0, q & _MASK
-        c2, c3 = ((p >> 32) & _MASK) ^ c3 ^ k1, p & _MASK
+        # The low words keep what is above their 32 bits until a mask must come anyway.
+        c0 = (q >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK)
+        c2 = (p >> 32).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
+        c1, c3 = q, p
         k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-    return torch.stack((c0, c1, c2, c3))
+    return torch.stack((c0, c1.bitwise_and_(_MASK), c2, c3.bitwise_and_(_MASK)))
 
 
 class Noise(NamedTuple):
     """The random numbers of a batch: sample `b` of the batch draws as sample `ids[b]`.
 
     Shapes: `ids` is int64 [B], the positions in the *global* batch (training) or the sample
-    numbers (generation), below 2^48. `step`, below 2^32, tells apart the steps of a loop;
-    `purpose` the uses within one; `draw`, below 2^16, the draws of one use.
+    numbers (generation), below 2^48. `step`, below 2^32, tells apart the steps of a loop (a
+    tensor: one step for each id, see `ahead`); `purpose` the uses within one; `draw`, below 2^16,
+    the draws of one use.
     """
 
     key: tuple[int, int]
     ids: Tensor
-    step: int = 0
+    step: int | Tensor = 0
 
     @classmethod
     def of(cls, seed: int, purpose: str, ids: Tensor | Sequence[int] | range | int) -> "Noise":
@@ -64,6 +67,14 @@ class Noise(NamedTuple):
         """The noise of step `step` of a loop."""
         return self._replace(step=step)
 
+    def ahead(self, first: int, count: int) -> "Noise":
+        """The noise of `count` steps from `first` on, in one batch: all samples at the first step,
+        then all at the next. What it draws is what each step would draw by itself."""
+        steps = torch.arange(first, first + count, device=self.ids.device)
+        return self._replace(
+            ids=self.ids.repeat(count), step=steps.repeat_interleave(len(self.ids))
+        )
+
     def of_samples(self, part: slice) -> "Noise":
         """The noise of a part of the batch."""
         return self._replace(ids=self.ids[part])
@@ -75,7 +86,7 @@ class Noise(NamedTuple):
         counter = torch.empty(4, batch, blocks, dtype=torch.int64, device=device)
         counter[0] = torch.arange(blocks, device=device)
         counter[1] = draw ^ ((self.ids >> 32).unsqueeze(1) << 16)  # ids may pass 32 bits
-        counter[2] = self.step
+        counter[2] = self.step if isinstance(self.step, int) else self.step.unsqueeze(1)
         counter[3] = (self.ids & _MASK).unsqueeze(1)
         words = philox(counter.view(4, -1), self.key).view(4, batch, blocks)
         return words.permute(1, 2, 0).reshape(batch, 4 * blocks)[:, :count]

@@ -240,3 +240,26 @@ def test_ddim_keeps_its_content_whatever_the_number_of_steps():
     assert (
         content(50, Jump(eta=1), seed=1)[1] == content(50, Jump(eta=1))[1]
     ).double().mean() < 0.6
+
+
+@pytest.mark.parametrize("step", [Jump(eta=0.8), Ancestral(spread=0.5), Renoise()])
+@pytest.mark.parametrize("ahead", [0, 7 * 3 * 2, 10**6])
+def test_noise_drawn_ahead_changes_nothing(step, ahead, monkeypatch):
+    """However many steps are drawn at once, and for two walks at the same time."""
+    oracle, levels = gaussian_data(), grid("trailing", "vp", 6)
+    noises = [Noise.of(seed, "steps", 2) for seed in (0, 1)]
+    start = start_of(levels[0], n=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("ornstein.diffusion.steps.AHEAD", 0)
+        alone = [[s.x for s in sample(oracle, levels, step, start, noise)] for noise in noises]
+    monkeypatch.setattr("ornstein.diffusion.steps.AHEAD", ahead)
+    walks = zip(*(sample(oracle, levels, step, start, noise) for noise in noises), strict=True)
+    for i, pair in enumerate(walks):
+        for expected, state in zip(alone, pair, strict=True):
+            assert torch.equal(state.x, expected[i])
+    move = step.along(levels)  # one rule for two walks in turn, and a step again
+    for i in (0, 1, 1, 3):
+        for noise in noises:
+            x, _ = move(oracle, i, start, noise, None)
+            fresh, _ = step.along(levels)(oracle, i, start, noise, None)
+            assert torch.equal(x, fresh)
