@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ornstein import checkpoint, prepare
+from ornstein import checkpoint, prepare, training
 from ornstein import run as run_module
 from ornstein.choice import RunRef
 from ornstein.data.info import DataInfo
@@ -182,6 +182,7 @@ NOTED = {
     "optim.warmup": 50,
     "optim.decay": "none",
     "optim.compile": "off",
+    "optim.recompute": True,
 }
 REFUSED = {
     "name": "other",
@@ -778,3 +779,30 @@ def test_a_density_is_per_native_value(tmp_path):
     x = np.linspace(0, 255, 2001, dtype=np.float32)[:, None]
     density = np.exp(-run.likelihood(x))
     assert density.sum() * 255 / 2000 == pytest.approx(1, abs=1e-3)
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_is_noted_and_remembered(tmp_path, monkeypatch):
+    """From the update that did not fit on, and when the run is taken up again."""
+    real, tried = training._accumulate, []
+
+    def hungry(job, batches, parts, count):
+        tried.append(parts)
+        if job.state.step >= 2 and len(batches[0].ids) > 12:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(job, batches, parts, count)
+
+    monkeypatch.setattr(training, "_accumulate", hungry)
+    run = trained(Run.create(points(), tmp_path, "job"), 4)
+    assert len(tried) == 5  # update 3 was made twice
+    assert run.recipe.optim.micro_batch == 10
+    again = Run.create(points(), tmp_path, "job")
+    assert again.recipe.optim.micro_batch == 10
+    tried.clear()
+    trained(again)
+    assert {len(parts) for parts in tried} == {2}
+    assert "out of memory before update 3: from there on 10 samples at a time" in (
+        run.path / "notes.log"
+    ).read_text(encoding="utf-8")

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from ornstein.data.info import Batch
-from ornstein.data.sources import Toy
+from ornstein.data.sources import Digits, Toy
+from ornstein.data.stream import Stream
 from ornstein.diffusion.model import Diffusion
-from ornstein.errors import ConfigError, NumericsError
+from ornstein.errors import ConfigError, NumericsError, OutOfMemory
 from ornstein.nn.layers import Dropout
-from ornstein.nn.networks import MLP
+from ornstein.nn.networks import MLP, UNet
 from ornstein.noise import Noise
 from ornstein.objectives.base import Loss
 from ornstein.optim import HalfLife, Optim, Power
@@ -452,7 +453,6 @@ def test_training_leaves_the_generators_of_others_alone():
     )
     data = recipe.data.load()
     learner = recipe.learner(data.info, lambda _: None)
-    from ornstein.data.stream import Stream
 
     list(train(TrainState(learner, OPTIM), Stream(data, 0), OPTIM, 30, 0))
     assert torch.equal(torch.get_rng_state(), before)
@@ -493,3 +493,113 @@ def test_frozen_layers_have_no_backward_to_count():
     model = linear()
     model[0].requires_grad_(False)
     assert flops_per_sample(Learner(model, Plain()), Points(), 0) == 2 * 3 * 4 + 4 * 4 * 1
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+class Hungry(Fit):
+    """Runs out of memory where more than `most` samples come at once, from a step on."""
+
+    def __init__(self, most, first=0, error=None, half_way=False):
+        super().__init__()
+        self.most, self.first = most, first
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory")
+        self.half_way = half_way
+        self.sizes = []
+
+    def __call__(self, model, batch, context):
+        self.sizes.append((context.step, len(batch.x)))
+        if len(batch.x) > self.most and context.step >= self.first:
+            if self.half_way:  # with part of the gradient accumulated already
+                model(batch.x).sum().backward()
+            raise self.error
+        return super().__call__(model, batch, context)._replace(stats={})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("half_way", [False, True])
+def test_out_of_memory_halves_the_micro_batch_once_and_changes_no_result(error, first, half_way):
+    objective = Hungry(OPTIM.batch // 2, first, error, half_way)
+    state, expected = state_of(linear(), objective=objective), state_of(linear())
+    events = run(state, Points())
+    reference = run(expected, Points())
+    assert len(events) == len(reference) > 3
+    assert [e.micro_batch for e in events] == [
+        None if i < first else OPTIM.batch // 2 for i in range(len(events))
+    ]
+    for event, other in zip(events, reference, strict=True):
+        torch.testing.assert_close(event.loss, other.loss)
+        torch.testing.assert_close(event.grad_norm, other.grad_norm)
+        assert event.metrics.keys() == other.metrics.keys()
+    for mine, theirs in zip(state.learner.parameters(), expected.learner.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    tried = [size for step, size in objective.sizes if step == first]
+    assert tried == [OPTIM.batch, OPTIM.batch // 2, OPTIM.batch // 2]
+
+
+@pytest.mark.parametrize("most", [OPTIM.batch // 4, 0])
+def test_half_that_is_too_much_says_what_to_change(most):
+    state = state_of(linear(), objective=Hungry(most))
+    before = everything(state)
+    with pytest.raises(OutOfMemory, match=r"already halved; write optim\.micro_batch=\d+, "):
+        run(state, Points())
+    assert same(everything(state), before)
+
+
+def test_a_single_sample_cannot_be_halved():
+    optim = OPTIM.but(micro_batch=1)
+    state = state_of(linear(), optim, Hungry(0))
+    with pytest.raises(
+        OutOfMemory, match="out of memory with 1 samples at a time; write optim.recompute"
+    ):
+        run(state, Points(), optim)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    state = state_of(linear(), objective=Hungry(0, error=RuntimeError("shapes do not fit")))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        run(state, Points())
+
+
+# --- recomputing -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["unet", "mlp"])
+def test_recomputing_keeps_less_and_changes_nothing(kind):
+    """Bit for bit the same weights, dropout included, while less is kept for the backward pass."""
+    data = Digits().load() if kind == "unet" else Toy(name="moons", count=200).load()
+    network = (
+        UNet(channels=(8, 16), blocks=1, dropout=0.2)
+        if kind == "unet"
+        else MLP(width=16, depth=3, dropout=0.2)
+    )
+    recipe = Recipe(name="x", data=Digits(), model=Diffusion(network=network))
+
+    def trained(recompute):
+        optim = Optim(batch=12, samples=48, micro_batch=8, recompute=recompute)
+        learner = recipe.learner(data.info, lambda _: None)
+        state, kept = TrainState(learner, optim), []
+
+        def keep(tensor):
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            for event in train(state, Stream(data, 0, (-1.0, 1.0)), optim, 48, 0):
+                if event.step == 1:
+                    first = sum(kept)
+        return state.learner.state_dict(), first
+
+    plain, all_of_it = trained(False)
+    again, less = trained(True)
+    assert same(plain, again)
+    assert less < 0.6 * all_of_it

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ornstein import fsops
@@ -48,7 +49,13 @@ class Checkpoint(NamedTuple):
         expected = self.manifest["files"][f"{name}.safetensors"]["sha256"]
         if hashlib.sha256(content).hexdigest() != expected:
             raise CheckpointError(f"{self.folder / name}.safetensors changed while it was read")
-        return safetensors.torch.load(content)
+        try:
+            return safetensors.torch.load(content)
+        except SafetensorError as error:  # its manifest vouches for what somebody has put there
+            raise CheckpointError(
+                f"{self.folder / name}.safetensors is no safetensors file ({error}); "
+                "restore it, or train afresh with --fresh"
+            ) from error
 
     def sha256(self, name: str) -> str:
         """The SHA-256 of `name`.safetensors, by which other runs refer to these weights."""
@@ -64,10 +71,10 @@ def save(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
     target = folder / f"step-{state.step:08d}"
     if _verified(target) is not None:
         return target
-    fsops.make_folder(folder)
+    fsops.make_inside(folder)  # a run whose folder has gone must not come back as half a one
     temporary = folder / f".tmp-{state.step:08d}-{uuid.uuid4().hex[:8]}"
-    fsops.make_folder(temporary)
     try:
+        fsops.make_inside(temporary)
         files = {name: safetensors.torch.save(t) for name, t in _tensors(state).items()}
         content = {f"{name}.safetensors": data for name, data in files.items()}
         scalars = {"format": FORMAT, "step": state.step, "samples": state.samples, **extra}
@@ -91,22 +98,27 @@ def save(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
             },
         }
         manifest["digest"] = _digest(manifest)
-        fsops.write(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+        fsops.write(temporary / "manifest.json", _written(manifest))
         fsops.flush_folder(temporary)
         if target.exists():  # damaged, or it would have been returned above
             _quarantine(target)
         fsops.rename(temporary, target)
     except BaseException:
-        if temporary.exists():
+        with contextlib.suppress(StorageError):  # the next start removes what is left
             fsops.remove(temporary)
         raise
+    _prune(folder)
+    return target
+
+
+def _prune(folder: Path) -> None:
+    """Remove all but the newest `KEEP` checkpoints."""
     for old in _folders(folder)[:-KEEP]:
         with contextlib.suppress(StorageError):  # one too many does no harm
             # Half a deleted checkpoint must not look like a damaged one.
             doomed = folder / f".tmp-{old.name}-{uuid.uuid4().hex[:8]}"
             fsops.rename(old, doomed)
             fsops.remove(doomed)
-    return target
 
 
 def latest(folder: Path) -> Checkpoint | None:
@@ -212,9 +224,13 @@ def _folders(folder: Path) -> list[Path]:
 def _verified(folder: Path) -> Checkpoint | None:
     """The checkpoint in `folder` if every byte of it is as its manifest says."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        # A flipped bit must not pass for a newer format, so the digest comes first in all of them.
-        if manifest.pop("digest") != _digest(manifest) or "state.json" not in manifest["files"]:
+        content = (folder / "manifest.json").read_bytes()
+        manifest = json.loads(content)
+        # A flipped bit must not pass for a newer format, so the digest comes first in all of them;
+        # bytes that are not part of the text are damage too.
+        if content != _written(manifest) or manifest.pop("digest") != _digest(manifest):
+            return None
+        if "state.json" not in manifest["files"]:
             return None
         if manifest["format"] > FORMAT:
             raise CheckpointError(
@@ -236,13 +252,17 @@ def _verified(folder: Path) -> Checkpoint | None:
     return Checkpoint(folder, manifest, state)
 
 
+def _written(manifest: dict[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=1).encode()
+
+
 def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _quarantine(folder: Path) -> Path:
     place = folder.parent / "quarantine"
-    fsops.make_folder(place)
+    fsops.make_inside(place)
     target = place / f"{folder.name}-{uuid.uuid4().hex[:8]}"
     fsops.rename(folder, target)
     return target

@@ -1,7 +1,8 @@
-"""Every file operation of a save, in one place, so that faults can be injected and replayed.
+"""Every file operation of a run, in one place, so that faults can be injected and replayed.
 
 A file is written, flushed to the disk and only then given its name; a folder is flushed after a
-name in it has changed. Whoever reads sees the old content or the new, never a part of it.
+name in it has changed. Whoever reads sees the old content or the new, never a part of it. Tests
+put a recorder, a failing disk or a death in the place of the functions of `os` that it uses.
 """
 
 from __future__ import annotations
@@ -19,16 +20,23 @@ from typing import Any
 
 from ornstein.errors import CheckpointError, StorageError
 
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY
+_GROWING = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _BINARY
+
 
 def write(path: Path, content: bytes, told: Path | None = None, option: str = "--runs") -> None:
     """Write a new file and flush it to the disk; it is not atomic by itself.
 
     told, option: what an error names instead of `path`, and how a user would change it.
     """
-    with explained(told or path, option), path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    with explained(told or path, option):
+        handle = os.open(path, _NEW, 0o666)
+        try:
+            _write_all(handle, content)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def replace(path: Path, content: bytes, option: str = "--runs") -> None:
@@ -40,25 +48,84 @@ def replace(path: Path, content: bytes, option: str = "--runs") -> None:
     try:
         write(temporary, content, told=path, option=option)
         rename(temporary, path, option)
-    finally:
+    except BaseException:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            temporary.unlink()
+        raise
 
 
 def rename(source: Path, target: Path, option: str = "--runs") -> None:
-    """Rename within a file system, and flush the folder that holds the new name."""
+    """Rename within a file system, and flush the folders that hold the names."""
     with explained(target, option):
         source.replace(target)
         flush_folder(target.parent)
+        if source.parent != target.parent:
+            flush_folder(source.parent)
+
+
+def open_to_append(path: Path) -> int:
+    """A handle of a file that only grows; its name survives a power cut."""
+    with explained(path):
+        handle = os.open(path, _GROWING, 0o666)
+        if os.fstat(handle).st_size == 0:
+            flush_folder(path.parent)
+        return handle
+
+
+def append(handle: int, content: bytes, path: Path) -> None:
+    """Write at the end of an open file; where that fails, a part of it may have been written."""
+    with explained(path):
+        _write_all(handle, content)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Write at the end of a file that is opened for it."""
+    handle = open_to_append(path)
+    try:
+        append(handle, line, path)
+    finally:
+        os.close(handle)
+
+
+def flush(handle: int, path: Path) -> None:
+    """Make what an open file holds survive a power cut."""
+    with explained(path):
+        os.fsync(handle)
+
+
+def cut(path: Path, size: int) -> None:
+    """Shorten a file to its first `size` bytes."""
+    with explained(path):
+        os.truncate(path, size)
+
+
+def _write_all(handle: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(handle, rest) :]
 
 
 def make_folder(path: Path, option: str = "--runs") -> None:
-    """Make a folder and those above it, where they are missing.
+    """Make a folder and those above it, where they are missing; their names survive a power cut.
 
     option: by which a user would name another.
     """
     with explained(path, option):
-        path.mkdir(parents=True, exist_ok=True)
+        for folder in reversed((path, *path.parents)):
+            make_inside(folder, option)
+
+
+def make_inside(path: Path, option: str = "--runs") -> None:
+    """Make a folder, where it is missing, in one that is there."""
+    with explained(path, option):
+        if path.is_dir():
+            return
+        try:
+            path.mkdir()
+        except FileExistsError:  # another process was quicker, or it is a file
+            if not path.is_dir():
+                raise
+        flush_folder(path.parent)
 
 
 def check_folder(path: Path, option: str = "--runs") -> None:
@@ -90,9 +157,14 @@ def flush_folder(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder of ours, or a file."""
-    with explained(path):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    """Remove a folder of ours with all that is in it, or a file; none is none."""
+    with explained(path), contextlib.suppress(FileNotFoundError):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+            return
+        for entry in sorted(path.iterdir()):
+            remove(entry)
+        path.rmdir()
 
 
 def read_json(path: Path) -> Any:

@@ -7,12 +7,12 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ornstein import fsops
 from ornstein.errors import StorageError
-from ornstein.fsops import explained
 
 if TYPE_CHECKING:
     from ornstein.training import Event
@@ -22,12 +22,12 @@ FLUSH_SECONDS = 1.0
 
 class Log:
     """`metrics.jsonl`: updates wait in memory for a second at most, since reading a loss waits
-    for the device. A context manager."""
+    for the device, and longer where the disk is full. A context manager."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with explained(path):
-            self._file = path.open("ab")
+        self._file = fsops.open_to_append(path)
+        self._whole = os.fstat(self._file).st_size  # bytes, up to the end of the last whole line
         self._waiting: list[Event] = []
         self._flushed = time.monotonic()
 
@@ -38,28 +38,31 @@ class Log:
         try:
             self.flush()
         finally:
-            self._file.close()
+            os.close(self._file)
 
     def add(self, event: Event) -> None:
         """Log an update, soon."""
         self._waiting.append(event)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
+            self._flushed = time.monotonic()
+            with contextlib.suppress(StorageError):  # they wait; `sync` tells what is wrong
+                self.flush()
 
     def flush(self) -> None:
         """Write all that waits, in one go."""
-        with explained(self._path):
-            self._file.write("".join(map(_line, self._waiting)).encode())
-            self._file.flush()
+        if os.fstat(self._file).st_size != self._whole:  # what a write that failed has left
+            fsops.cut(self._path, self._whole)
+        content = "".join(map(_line, self._waiting)).encode()
+        fsops.append(self._file, content, self._path)
+        self._whole += len(content)
         self._waiting.clear()
         self._flushed = time.monotonic()
 
     def sync(self) -> int:
         """Write all that waits through to the disk; return the length in bytes."""
         self.flush()
-        with explained(self._path):
-            os.fsync(self._file.fileno())
-        return self._file.tell()
+        fsops.flush(self._file, self._path)
+        return self._whole
 
 
 def cut(path: Path, size: int) -> None:
@@ -68,30 +71,47 @@ def cut(path: Path, size: int) -> None:
         return
     if path.stat().st_size < size:  # torn: keep its whole lines
         size = path.read_bytes().rfind(b"\n") + 1
-    os.truncate(path, size)
+    fsops.cut(path, size)
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the run for one process; the lock of a dead process is free again by itself."""
-    with explained(path / "lock"):
-        file = (path / "lock").open("a+")
+def locked(path: Path) -> Iterator[Callable[[], None]]:
+    """Hold the run for one process; the lock of a dead process is free again by itself.
+
+    Yields what raises StorageError once the folder has been removed or replaced: what is written
+    then is lost, or in another process's way.
+    """
+    place = path / "lock"
+    file = fsops.open_to_append(place)
+
+    def check() -> None:
+        try:
+            same = os.path.samestat(os.fstat(file), place.stat())
+        except OSError:
+            same = False
+        if not same:
+            raise StorageError(
+                f"the folder {path} was removed or replaced while it was trained; put it back, "
+                "or run the same command again to start afresh"
+            )
+
     try:
         if not _try_lock(file):
-            file.seek(0)
-            owner = file.read().strip() or "another process"
+            owner = place.read_text(encoding="utf-8", errors="replace").strip()
             raise StorageError(
-                f"run {path.name} is being trained by {owner}; wait for it, or stop it first"
+                f"run {path.name} is being trained by {owner or 'another process'}; "
+                "wait for it, or stop it first"
             )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
+        check()  # between opening and locking, it may have been set aside
+        fsops.cut(place, 0)
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        fsops.append(file, owner.encode(), place)
+        yield check
     finally:
-        file.close()
+        os.close(file)
 
 
-def _try_lock(file: Any) -> bool:
+def _try_lock(file: int) -> bool:
     try:
         import fcntl
     except ImportError:  # Windows has no flock; there one run must not be trained twice at once

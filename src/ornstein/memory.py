@@ -37,6 +37,16 @@ def free(device: torch.device) -> int:
     return min([_available(), *_limits()])
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory was too little, of a GPU or of the machine."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text
+    )
+
+
 def _available() -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():

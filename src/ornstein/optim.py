@@ -87,6 +87,9 @@ class Optim(Choice):
     averages: tuple[Average, ...] = (Power(width=0.10),)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    recompute: bool = Field(
+        False, description="gradient checkpointing: less memory for a third more work"
+    )
 
     @model_validator(mode="after")
     def _sound(self) -> Optim:

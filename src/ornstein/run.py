@@ -59,6 +59,7 @@ from ornstein.settings import difference, resolve
 from ornstein.training import Event, Learner, TrainState, train
 from ornstein.yamltree import show
 
+MISSES = 3  # saves in a row that may fail before training stops
 PREVIEW_SHARE = 0.03
 PREVIEW_SEED = 0
 
@@ -174,6 +175,7 @@ class Run:
         try:
             for name, content in files.items():
                 fsops.write(temporary / name, content)
+            fsops.flush_folder(temporary)
             fsops.rename(temporary, self.path)
         except StorageError as error:
             if self.path.exists():
@@ -229,11 +231,13 @@ class Run:
         Saves every `save_every` seconds, at the end, and when the caller stops iterating. Bit for
         bit, the end does not depend on where or how often training was interrupted (same machine
         type, torch build, thread and device count).
-        Raises: StorageError where another process trains this run, and what `train` raises.
+        A save that fails is tried again after the next interval, three times in all.
+        Raises: StorageError where another process trains this run, or where it cannot be saved;
+        and what `train` raises.
         """
         if not save_every > 0:
             raise ConfigError(f"save_every must be a number of seconds above 0, got {save_every}")
-        with locked(self.path):
+        with locked(self.path) as check_folder:
             for sentence in checkpoints.repair(self.path / "ckpt"):
                 self._note(sentence)
             state = self.state()
@@ -245,23 +249,41 @@ class Run:
             recipe = self.recipe
             source = Stream(self.dataset, recipe.seed, recipe.objective.range, recipe.augment)
             with Log(self.path / "metrics.jsonl") as log:
-                yield from self._updates(state, source, log, save_every, previews)
+
+                def save() -> None:
+                    check_folder()
+                    extra = {"seed": self.recipe.seed, "data": self.info.fingerprint}
+                    extra |= {"metrics_bytes": log.sync()}
+                    checkpoints.save(self.path / "ckpt", state, extra)
+
+                yield from self._updates(state, source, log, save, save_every, previews)
 
     def _updates(
-        self, state: TrainState, source: Stream, log: Log, save_every: float, previews: bool
+        self,
+        state: TrainState,
+        source: Stream,
+        log: Log,
+        save: Callable[[], None],
+        save_every: float,
+        previews: bool,
     ) -> Iterator[Event]:
-        def save() -> None:
-            extra = {"seed": self.recipe.seed, "data": self.info.fingerprint}
-            checkpoints.save(self.path / "ckpt", state, {"metrics_bytes": log.sync(), **extra})
-
         due = _PreviewClock()
-        saved_at, saved_step = time.monotonic(), state.step
+        missed, saved_at, saved_step = 0, time.monotonic(), state.step
         try:
             for event in train(state, source, self.recipe.optim, self.total, self.recipe.seed):
                 log.add(event)
+                if event.micro_batch != self.recipe.optim.micro_batch:
+                    self._halved(event)
                 if time.monotonic() - saved_at > save_every or state.samples >= self.total:
-                    save()
-                    saved_at, saved_step = time.monotonic(), state.step
+                    try:
+                        save()
+                        missed, saved_step = 0, state.step
+                    except StorageError as error:  # a full disk may have room again by then
+                        missed += 1
+                        if missed == MISSES or state.samples >= self.total or not self.exists:
+                            raise
+                        self._note(f"update {state.step} was not saved, the next will be: {error}")
+                    saved_at = time.monotonic()
                 if previews and due.after(event):
                     self._try_preview(state)
                     due.done()
@@ -566,7 +588,7 @@ class Run:
         self._write_preview(self.native(x), state.step)
 
     def _write_preview(self, x: np.ndarray, step: int) -> Path:
-        fsops.make_folder(self.path / "previews")
+        fsops.make_inside(self.path / "previews")
         path = self.path / "previews" / f"step-{step:08d}.png"
         fsops.replace(path, pictures.png(pictures.picture(x, self.info)))
         return path
@@ -576,17 +598,27 @@ class Run:
         path = self.path / "metrics.jsonl"
         if not path.exists() or path.stat().st_size == 0:
             return False
-        fsops.rename(path, path.with_name(f"metrics-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"))
+        # The clock may have been set back, so the time alone does not make a new name.
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+        fsops.rename(path, path.with_name(f"metrics-{stamp}.jsonl"))
         return True
+
+    def _halved(self, event: Event) -> None:
+        """Keep the micro-batch with which training goes on after memory ran out."""
+        self._note(
+            f"out of memory before update {event.step}: from there on {event.micro_batch} samples "
+            f"at a time; the batch stays at {self.recipe.optim.batch}"
+        )
+        optim = self.recipe.optim.model_copy(update={"micro_batch": event.micro_batch})
+        self.recipe = self.recipe.model_copy(update={"optim": optim})
+        fsops.replace(self.path / "recipe.yaml", self.recipe.stored())
 
     def _note(self, sentence: str) -> None:
         """Tell the user, and keep the sentence in `notes.log`."""
         logging.getLogger(__name__).warning("%s", sentence)
-        with (
-            contextlib.suppress(OSError),
-            (self.path / "notes.log").open("a", encoding="utf-8") as log,
-        ):
-            log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {sentence}\n")
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {sentence}\n"
+        with contextlib.suppress(StorageError):
+            fsops.append_line(self.path / "notes.log", line.encode())
 
     def _check_data(self, info: DataInfo) -> None:
         if info.fingerprint != self.info.fingerprint:

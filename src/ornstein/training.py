@@ -24,10 +24,11 @@ from torch import distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ornstein import memory
 from ornstein.allocator import keep_freed_memory
 from ornstein.data.info import Batch
-from ornstein.errors import ConfigError, NumericsError
-from ornstein.nn.layers import key_dropout
+from ornstein.errors import ConfigError, NumericsError, OutOfMemory
+from ornstein.nn.layers import Recomputable, key_dropout
 from ornstein.noise import Noise
 from ornstein.objectives.base import AfterStep, Context, Loss, Objective
 
@@ -75,7 +76,8 @@ class TrainState:
 
 class Event(NamedTuple):
     """One update. `loss` is the mean over the global batch; `metrics` likewise; both on the
-    device, since reading them waits for it. `seconds` and `waited` (for data) are wall-clock."""
+    device, since reading them waits for it. `seconds` and `waited` (for data) are wall-clock.
+    micro_batch: as it was used, which is less than was asked for after memory ran out."""
 
     step: int
     samples: int
@@ -85,6 +87,7 @@ class Event(NamedTuple):
     lr: float
     seconds: float
     waited: float
+    micro_batch: int | None = None
 
 
 def train(
@@ -94,33 +97,39 @@ def train(
 
     The last batch is cut so that exactly `total` samples are used. Under `torch.distributed` each
     rank takes its contiguous part of the global batch; every rank yields the same numbers.
+    An update that runs out of memory is made again, once, in micro-batches half as large.
     Raises: NumericsError before an update whose loss or gradient is not finite, naming the
-    samples; ConfigError where a precision is asked for that this machine would emulate.
+    samples; OutOfMemory where halves are too large as well; ConfigError where a precision is asked
+    for that this machine would emulate.
     """
     device = next(state.learner.parameters()).device
     if device.type == "cpu":
         keep_freed_memory()
     rank, world = _rank_and_world()
     forward = _wrapped(state.learner, optim, device)
-    autocast = _autocast(optim, device)
+    job = _Job(state, forward, _autocast(optim, device), total, seed, device)
+    micro, halved = optim.micro_batch, False
     _train_mode(state.learner)
     with _Prefetch(source) as data:
         while state.samples < total:
             started = time.perf_counter()
             count = min(optim.batch, total - state.samples)
-            parts = _parts(count, rank, world, optim.micro_batch)
+            parts = _parts(count, rank, world, micro)
             data.expect(state.samples, parts)
             batches = [data.take() for _ in parts]
             waited = time.perf_counter() - started
             upcoming = min(optim.batch, total - state.samples - count)
             if upcoming > 0:
-                following = _parts(upcoming, rank, world, optim.micro_batch)
-                data.expect(state.samples + count, following)
+                data.expect(state.samples + count, _parts(upcoming, rank, world, micro))
 
             state.optimizer.zero_grad(set_to_none=True)  # of an update that was refused, too
-            loss, metrics, stats, bad = _gradients(
-                state, forward, autocast, batches, parts, count, total, seed, device
-            )
+            sums = _gradients(job, batches, parts, count)
+            if sums is None:
+                state.optimizer.zero_grad(set_to_none=True)
+                micro = _half(max(stop - start for start, stop in parts), halved, world)
+                halved = True
+                continue
+            loss, metrics, stats, bad = sums
             norm = _grad_norm(state.learner, optim.clip)
             if not torch.isfinite(loss + norm):
                 named = bad if len(bad) else torch.cat([batch.ids for batch in batches])
@@ -148,6 +157,7 @@ def train(
                 lr,
                 time.perf_counter() - started,
                 waited,
+                micro,
             )
 
 
@@ -187,18 +197,34 @@ class _Sums(NamedTuple):
     bad: Tensor
 
 
+class _Job(NamedTuple):
+    """What stays the same from one update to the next."""
+
+    state: TrainState
+    forward: Any
+    autocast: Any
+    total: int
+    seed: int
+    device: torch.device
+
+
 def _gradients(
-    state: TrainState,
-    forward: Any,
-    autocast: Any,
-    batches: list[Batch],
-    parts: list[tuple[int, int]],
-    count: int,
-    total: int,
-    seed: int,
-    device: torch.device,
-) -> _Sums:
-    """Accumulate the gradient of Σ loss / count."""
+    job: _Job, batches: list[Batch], parts: list[tuple[int, int]], count: int
+) -> _Sums | None:
+    """Accumulate the gradient of Σ loss / count; None where memory ran out."""
+    try:
+        return _accumulate(job, batches, parts, count)
+    except (RuntimeError, MemoryError) as error:
+        if not memory.ran_out(error):
+            raise
+    # Out of the handler, so that what the failed pass held is free.
+    if job.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+def _accumulate(job: _Job, batches: list[Batch], parts: list[tuple[int, int]], count: int) -> _Sums:
+    state, forward, autocast, total, seed, device = job
     _, world = _rank_and_world()
     sums: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
     bad: list[Tensor] = []
@@ -255,6 +281,19 @@ def _parts(count: int, rank: int, world: int, micro: int | None) -> list[tuple[i
     return [(i, min(i + size, stop)) for i in range(start, stop, size)] or [(start, stop)]
 
 
+def _half(micro: int, halved: bool, world: int) -> int:
+    """The micro-batch after memory ran out with `micro`. Raises: OutOfMemory the second time, for
+    a single sample, and on several ranks, which must all do the same."""
+    if halved or micro < 2 or world > 1:
+        remedy = f"optim.micro_batch={max(1, micro // 2)}, " if micro > 1 else ""
+        raise OutOfMemory(
+            f"out of memory with {micro} samples at a time"
+            f"{', already halved' if halved else ''}; write {remedy}"
+            "optim.recompute=true, or use a smaller network or smaller images"
+        )
+    return micro // 2
+
+
 def _grad_norm(learner: nn.Module, clip: float | None) -> Tensor:
     """The norm of the whole gradient, before it is clipped to `clip`."""
     limit = float("inf") if clip is None else clip
@@ -309,6 +348,9 @@ def _wrapped(learner: Learner, optim: Optim, device: torch.device) -> nn.Module:
     """The learner as it is called: its networks compiled where that pays, data-parallel where
     there are several ranks."""
     module: nn.Module = learner
+    for part in learner.modules():
+        if isinstance(part, Recomputable):
+            part.recompute = optim.recompute
     if optim.compile == "on" or (optim.compile == "auto" and device.type == "cuda"):
         for part in learner.modules():
             if getattr(part, "worth_compiling", False):
@@ -350,7 +392,7 @@ class _Prefetch:
         self._source = source
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="data")
         self._queue: list[Future[Batch]] = []
-        self._expected = -1
+        self._expected: tuple[int, list[tuple[int, int]]] = -1, []
 
     def __enter__(self) -> _Prefetch:
         return self
@@ -359,9 +401,12 @@ class _Prefetch:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def expect(self, position: int, parts: list[tuple[int, int]]) -> None:
-        """Start reading the parts of the batch at `position`, unless that has begun already."""
-        if position != self._expected:
-            self._expected = position
+        """Start reading the parts of the batch at `position`, unless that has begun already; what
+        was read ahead for other parts than are asked for now is forgotten."""
+        if (position, parts) != self._expected:
+            if position <= self._expected[0]:
+                self._queue.clear()
+            self._expected = position, parts
             for start, stop in parts:
                 self._queue.append(
                     self._pool.submit(self._source.at, position + start, stop - start)

@@ -12,6 +12,7 @@ ENGLISH = (
     "README.md",
     "docs/data.md",
     "docs/measuring.md",
+    "docs/reliability.md",
     "docs/notation.md",
     "docs/equations.md",
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cyclopts import App, CycloptsError, Parameter
 
+from ornstein import memory
 from ornstein.cli.words import complaint, read
 from ornstein.errors import (
     ConfigError,
@@ -59,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and leave with its exit code (see `ornstein.errors`)."""
     code = run(sys.argv[1:] if arguments is None else arguments)
     with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt but the exit
+        for number in (signal.SIGINT, signal.SIGTERM):  # nothing is left to stop but the exit
+            signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 
@@ -86,8 +88,8 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(str(error), error.code)
     except CycloptsError as error:
         return _fail(complaint(error, list(COMMANDS)), ConfigError.code)
-    except KeyboardInterrupt:
-        return _stopped(received)
+    except KeyboardInterrupt as stopped:  # a handler of a command's own tells which signal it was
+        return _stopped([*received, *stopped.args])
     except BrokenPipeError:
         # Whoever read our output has gone; the interpreter must not complain at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -148,7 +150,7 @@ def _cause(error: Exception) -> tuple[str, int]:
             return f"{quote(str(error.filename))} is too long for a path", ConfigError.code
         where = f" ({clip(str(error.filename), 200)})" if error.filename else ""
         return f"the system refused: {error.strerror or error}{where}", StorageError.code
-    if isinstance(error, MemoryError) or _of_memory(error):
+    if memory.ran_out(error):
         return (
             "out of memory; use a smaller optim.micro_batch, a smaller network or smaller images",
             OutOfMemory.code,
@@ -161,13 +163,6 @@ def _cause(error: Exception) -> tuple[str, int]:
             ConfigError.code,
         )
     return _bug(), 1
-
-
-def _of_memory(error: Exception) -> bool:
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text
-    )
 
 
 def _bug() -> str:

@@ -164,7 +164,7 @@ def _stopping() -> Iterator[list[int]]:
 
     def note(number: int, _frame: object) -> None:
         if received:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(received[0])
         received.append(number)
 
     signals = [signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])]

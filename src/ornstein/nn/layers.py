@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ornstein.noise import Noise
 
@@ -78,6 +79,27 @@ class UpsampleConv(nn.Module):
             kernel = torch.stack(sums, axis)
         kernel = kernel.transpose(0, 1)  # [C, out_channels, 4, 4]
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
+
+
+class Recomputable(nn.Module):
+    """A block of a network that may be computed a second time in the backward pass instead of
+    keeping its inside: a third more work for a fraction of the memory (T. Chen et al., "Training
+    deep nets with sublinear memory cost", 2016, arXiv:1604.06174). Its inputs are kept.
+
+    `recompute` is set by whoever trains. Dropout draws the same mask again, since its key stays.
+    """
+
+    recompute = False
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        out: Tensor
+        if self.recompute and torch.is_grad_enabled():
+            out = checkpoint(
+                super().__call__, *inputs, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            out = super().__call__(*inputs)
+        return out
 
 
 class Dropout(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ornstein.errors import ConfigError
 from ornstein.nn.cond import NO_COND, Cond
 from ornstein.nn.embeddings import sinusoidal
-from ornstein.nn.layers import Dropout, zeroed
+from ornstein.nn.layers import Dropout, Recomputable, zeroed
 
 
 class MLPModule(nn.Module):
@@ -60,7 +60,7 @@ class MLPModule(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class Block(Recomputable):
     """(h, scale, shift), each [B, width] -> [B, width]."""
 
     def __init__(self, width: int, dropout: float) -> None:

@@ -29,7 +29,7 @@ from ornstein.errors import ConfigError
 from ornstein.nn.attention import SelfAttention
 from ornstein.nn.cond import NO_COND, Cond
 from ornstein.nn.embeddings import sinusoidal
-from ornstein.nn.layers import Dropout, UpsampleConv, norm, zeroed
+from ornstein.nn.layers import Dropout, Recomputable, UpsampleConv, norm, zeroed
 
 
 class UNetModule(nn.Module):
@@ -159,7 +159,7 @@ class UNetModule(nn.Module):
         skips = list(skips)
         for item in self.up:
             if isinstance(item, Layer):
-                h = item(torch.cat((h, skips.pop()), dim=1), next(parts))
+                h = item(h, next(parts), skips.pop())
             else:
                 height, width = skips[-1].shape[2:]  # may be odd
                 h = item(h)[:, :, :height, :width]
@@ -167,10 +167,11 @@ class UNetModule(nn.Module):
         return out
 
 
-class Layer(nn.Module):
+class Layer(Recomputable):
     """A residual block that is told the label, followed by attention where there is any.
 
-    (x [B, inside, H, W], label [B, outside, 1, 1]) -> [B, outside, H, W]; at first, the shortcut.
+    (x [B, C, H, W], label [B, outside, 1, 1], skip [B, inside − C, H, W] where there is one) ->
+    [B, outside, H, W]; at first, the shortcut.
     """
 
     def __init__(self, inside: int, outside: int, dropout: float, head_width: int | None) -> None:
@@ -184,7 +185,8 @@ class Layer(nn.Module):
         self.shortcut = nn.Conv2d(inside, outside, 1) if inside != outside else nn.Identity()
         self.attention = SelfAttention(outside, head_width) if head_width else nn.Identity()
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, skip: Tensor | None = None) -> Tensor:
+        x = x if skip is None else torch.cat((x, skip), dim=1)
         h = self.conv1(F.silu(self.norm1(x))) + label
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         out: Tensor = self.attention(self.shortcut(x) + h)

@@ -1,0 +1,70 @@
+"""What is killed, cut off and resumed: every family of models, by name, in miniature.
+
+A new family joins with one line in `FAMILIES`: a function that is given a folder, in which it may
+put data, and returns a recipe of about a second. Whatever makes resuming hard should be in one of
+them: dropout, micro-batches, several averages, weights and buffers of the objective's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ornstein.data.sources import Digits, Toy
+from ornstein.diffusion.grid import Trailing
+from ornstein.diffusion.sampling import Sampling
+from ornstein.nn.networks import MLP, UNet
+from ornstein.objectives.variational import Variational
+from ornstein.optim import HalfLife, Optim, Power
+from ornstein.recipe import Recipe, named
+from tests.contracts.families import ToyRecipe
+from tests.contracts.test_contracts import follow, rollout, vq
+
+OPTIM = Optim(
+    batch=16,
+    micro_batch=10,
+    warmup=320,
+    samples=16,
+    averages=(HalfLife(samples=500), Power(width=0.1)),
+)
+UNET = UNet(channels=(8,), blocks=1, middle_attention=False, dropout=0.1)
+TOY = MLP(width=32, depth=2)
+
+
+def recipe(name: str, updates: int, data: Any, network: Any, **changed: Any) -> Recipe:
+    """A recipe of the library with a small network, for so many updates."""
+    whole = named(name)
+    optim = OPTIM.model_copy(update={"samples": OPTIM.batch * updates - 3, "lr": whole.optim.lr})
+    changed |= {"data": data, "optim": optim, "preview": Sampling(grid=Trailing(), steps=2)}
+    changed["model"] = whole.model.model_copy(update={"network": network})
+    return whole.model_copy(update=changed)
+
+
+def longer(toy: ToyRecipe, updates: int) -> ToyRecipe:
+    """A toy family that trains for so many updates."""
+    optim = OPTIM.model_copy(update={"samples": OPTIM.batch * updates})
+    return toy.model_copy(update={"optim": optim})
+
+
+MOONS = Toy(name="moons", count=500)
+
+FAMILIES: dict[str, Callable[[Path], Recipe]] = {
+    "ddpm": lambda _: recipe("ddpm", 40, Digits(), UNET),
+    "ddpm-mlp": lambda _: recipe("ddpm", 90, MOONS, TOY),
+    "improved-ddpm": lambda _: recipe("improved_ddpm", 80, MOONS, TOY),
+    # Its objective keeps buffers, from which it chooses its steps.
+    "variational": lambda _: recipe(
+        "improved_ddpm", 80, MOONS, TOY, objective=Variational(steps=1000)
+    ),
+    "flow": lambda _: recipe("flow", 100, MOONS, TOY),
+    "edm": lambda _: recipe("edm", 40, Digits(), UNET),
+    "vector-quantised": lambda folder: longer(vq(folder), 200),
+    "teacher-student": lambda folder: longer(follow(folder), 200),
+    "sequence": lambda folder: longer(rollout(folder), 120),
+}
+
+
+def schema(made: Recipe) -> type[Recipe]:
+    """What `Run.open` needs to know of a family that the library does not have."""
+    return type(made)
