@@ -1,10 +1,12 @@
 """Speed of a training step beside other projects: images/s, GFLOP/s and share of peak.
 
     EDM_SOURCE=/path/to/edm python benchmarks/train_step.py [--peers PYTHON] [--threads 2]
-        [--rounds 3] [--cases 32,8] [--device cpu]
+        [--rounds 3] [--cases 32,8,small] [--device cpu]
 
 Updates of networks of the same plan: levels (1, 2, 2, 2), two blocks a level, attention at 16×16,
-3×32×32 (case 32), and two levels for 1×8×8 digits (case 8), batch 64. Ours is what `train` does:
+3×32×32 (case 32), and two levels for 1×8×8 digits (case 8), batch 64. Case small has the peers of
+case 8 beside ours as it plans small images, with one block a level and no attention, at as many
+operations and parameters or more. Ours is what `train` does:
 data, keyed noise, objective, forward, backward, gradient norm and clipping, check of finiteness,
 AdamW, average. A peer's is forward, backward, AdamW and the usual loop of an average, with noise
 by `randn_like`. PYTHON is an interpreter that has the peers (see peers.py); who is not there is
@@ -30,9 +32,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+TWO = ["blocks=2", "middle_attention=true"]
+ONE = ["blocks=1", "middle_attention=false"]
 CASES: dict[str, tuple[tuple[int, int, int], list[str]]] = {
-    "32": ((3, 32, 32), ["channels=[32,64,64,64]", "attention=[2]"]),
-    "8": ((1, 8, 8), ["channels=[16,32]", "attention=[]"]),
+    "32": ((3, 32, 32), ["channels=[32,64,64,64]", "attention=[2]", *TWO]),
+    "8": ((1, 8, 8), ["channels=[16,32]", *TWO]),
+    "small": ((1, 8, 8), ["channels=[16,48]", *ONE]),
 }
 NAMES = ("ornstein", "diffusers", "lucidrains", "edm")
 BATCH = 64
@@ -56,7 +61,6 @@ def ours(case: str, device: str) -> tuple[Iterator[float], dict[str, float]]:
 
     shape, network = CASES[case]
     words = [f"model.network.{word}" for word in network]
-    words += ["model.network.blocks=2", "model.network.middle_attention=true"]
     words = ["model.network=unet", *words, f"optim.batch={BATCH}", "optim.compile=auto"]
     recipe = resolve(Recipe, named("edm"), None, words).value
     x = np.random.default_rng(0).integers(0, 256, (4096, *shape), dtype=np.uint8)
@@ -85,7 +89,7 @@ def theirs(name: str, case: str, device: str) -> tuple[Iterator[float], dict[str
     from torch.utils.flop_counter import FlopCounterMode
 
     (channels, side, _), _ = CASES[case]
-    module, call = peers.build(name, case, channels, side)
+    module, call = peers.build(name, "32" if side > 8 else "8", channels, side)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         call(torch.randn(2, channels, side, side), torch.rand(2)).square().mean().backward()
     module.to(device)
@@ -170,7 +174,7 @@ def main() -> None:
     parser.add_argument("--peers", default=sys.executable)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cases", default="32,8")
+    parser.add_argument("--cases", default="32,8,small")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--one", default="")
     asked = parser.parse_args()
