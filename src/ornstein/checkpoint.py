@@ -224,7 +224,7 @@ def _folders(folder: Path) -> list[Path]:
 def _verified(folder: Path) -> Checkpoint | None:
     """The checkpoint in `folder` if every byte of it is as its manifest says."""
     try:
-        content = (folder / "manifest.json").read_bytes()
+        content = fsops.small(folder / "manifest.json")
         manifest = json.loads(content)
         # A flipped bit must not pass for a newer format, so the digest comes first in all of them;
         # bytes that are not part of the text are damage too.
@@ -244,10 +244,10 @@ def _verified(folder: Path) -> Checkpoint | None:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
                     return None
-        state = json.loads((folder / "state.json").read_bytes())
+        state = json.loads(fsops.small(folder / "state.json"))
         if state["step"] != manifest["step"] or folder.name != f"step-{state['step']:08d}":
             return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return Checkpoint(folder, manifest, state)
 

@@ -20,6 +20,12 @@ from typing import Any
 
 from ornstein.errors import CheckpointError, StorageError
 
+MAX_JSON = 4 << 20
+"""The most bytes of a JSON file of ours."""
+
+MAX_LISTS = 100_000
+"""The most lists and objects in it: each takes twenty times the memory of its two brackets."""
+
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY
 _GROWING = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _BINARY
@@ -167,10 +173,21 @@ def remove(path: Path) -> None:
         path.rmdir()
 
 
+def small(path: Path) -> bytes:
+    """The bytes of a JSON file of ours. Raises: OSError, ValueError if it is beyond a limit."""
+    with path.open("rb") as file:
+        content = file.read(MAX_JSON + 1)
+    if len(content) > MAX_JSON:
+        raise ValueError(f"{path} is larger than {MAX_JSON >> 20} MiB")
+    if content.count(b"[") + content.count(b"{") > MAX_LISTS:
+        raise ValueError(f"{path} holds more than {MAX_LISTS} lists")
+    return content
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file of ours. Raises: CheckpointError if it is missing or damaged."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(small(path))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is missing or damaged; restore it, or train afresh"

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from ornstein.data import images
-from ornstein.data.images import Unreadable, cache_folder, decode, read_folder
+from ornstein.data import decode as decoding
+from ornstein.data import decoders, images
+from ornstein.data.decode import Unreadable, answer, decode
+from ornstein.data.images import cache_folder, read_folder
 from ornstein.errors import DataError, StorageError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -63,7 +65,8 @@ def near(found, wanted, tolerance=12):
 
 
 def decoded(path: Path, size=(16, 16)):
-    return decode(path.read_bytes(), size).pixels
+    image = decode(path.read_bytes(), size).image
+    return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
 
 
 # What a person sees
@@ -106,7 +109,7 @@ def test_every_mode(tmp_path, mode):
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
 def test_exif_orientation_is_obeyed(tmp_path, turn, suffix):
     upright = quarters(16, 24)
-    inverse = {**images._TURN, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    inverse = {**decoding._TURN, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
     stored = upright.transpose(inverse[turn]) if turn > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = turn
@@ -243,7 +246,7 @@ def test_each_reason_is_said(tmp_path, folder):
     (folder / "dangling").symlink_to(folder / "nowhere")
     os.mkfifo(folder / "n pipe.png")
     with (folder / "o sparse.bmp").open("wb") as file:
-        file.truncate(images.MAX_FILE + 1)
+        file.truncate(decoding.MAX_FILE + 1)
     start = time.perf_counter()
     found = read_folder(folder, 16)
     assert time.perf_counter() - start < 2
@@ -274,17 +277,13 @@ def test_no_permission(folder):
     assert not read_folder(folder).bad
 
 
-def test_permission_denied_is_said(folder, monkeypatch):
-    fill(folder, 3)
-    read = Path.read_bytes
-
+def test_permission_denied_is_said(monkeypatch):
     def refused(path):
-        if path.name == "001.png":
-            raise PermissionError(13, "Permission denied")
-        return read(path)
+        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
-    assert read_folder(folder).bad == (("001.png", "It cannot be opened: permission denied."),)
+    monkeypatch.setattr(decoding, "_contents", refused)
+    request = {"size": [8, 8], "channels": 3, "fit": "crop"}
+    assert answer(request, "a.png") == ({"bad": "It cannot be opened: permission denied."}, b"")
 
 
 def test_a_file_that_vanishes(folder, monkeypatch):
@@ -310,7 +309,7 @@ def test_damage_raises_nothing_else(tmp_path, suffix):
             if trial % 5 == 0:
                 del data[rng.integers(len(data)) :]
             with suppress(Unreadable):
-                assert decode(bytes(data), (16, 16)).pixels.shape == (3, 16, 16)
+                assert decode(bytes(data), (16, 16)).image.size == (16, 16)
 
 
 @pytest.mark.parametrize(
@@ -531,7 +530,7 @@ def test_the_second_start_decodes_nothing(folder, cache, monkeypatch):
     assert calls == [(i, 7) for i in range(1, 8)]
     assert tree(folder) == before
     assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".size", ".u8"]
-    monkeypatch.setattr(images, "decode", None)
+    monkeypatch.setattr(decoders, "COMMAND", None)
     second = read_folder(folder, progress=lambda done, total: calls.append((done, total)))
     assert len(calls) == 7
     same(first, second)

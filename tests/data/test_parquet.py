@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ornstein.data import images, parquet
+from ornstein.data import decode, decoders, parquet
 from ornstein.data.images import read_folder
 from ornstein.data.pages import groups, pages
 from ornstein.data.parquet import read_parquet
@@ -418,7 +418,7 @@ def test_the_second_start_reads_no_image(tmp_path, cache, monkeypatch):
     first = read_parquet(path, progress=lambda *at: calls.append(at))
     assert calls == [(i, 20) for i in range(1, 21)]
     monkeypatch.setattr(parquet, "_values", None)
-    monkeypatch.setattr(images, "decode", None)
+    monkeypatch.setattr(decoders, "COMMAND", None)
     for size in (None, 8):  # the size that was chosen is the one that is asked for
         second = read_parquet(path, size, progress=lambda *at: calls.append(at))
         np.testing.assert_array_equal(first.x, second.x)
@@ -600,7 +600,7 @@ def test_every_limit_is_held(tmp_path, monkeypatch, limit, above, says):
 
 
 def test_bad_rows_are_named_with_their_reasons(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_FILE", 10**6)
+    monkeypatch.setattr(decode, "MAX_FILE", 10**6)
     bomb = io.BytesIO()
     Image.new("1", (8000, 8000)).save(bomb, "PNG")
     contents = {
@@ -609,7 +609,7 @@ def test_bad_rows_are_named_with_their_reasons(tmp_path, monkeypatch):
         6: (b"<html>", "It is a web page, not one of "),
         8: (PICTURES[8][:-40], "The file is damaged: "),
         9: (bomb.getvalue(), "It has more than 50 million pixels or 16384 a side."),
-        11: (b"\x89PNG" + bytes(images.MAX_FILE), "It is larger than 1 MB."),
+        11: (b"\x89PNG" + bytes(decode.MAX_FILE), "It is larger than 1 MB."),
         17: (b"cos\nsystem\n(S'true'\ntR.", "It is something else, not one of "),
     }
     rows = [contents[i][0] if i in contents else PICTURES[i] for i in range(20)]

@@ -1,17 +1,8 @@
 """A folder of images, as a person would see them, in one array of a common size.
 
 An image is what its content says, whatever its name: JPEG, PNG, WebP, BMP, TIFF or GIF (first
-frame). It is refused before it is decoded if it is larger than 64 MB, 50 million pixels or 16384
-pixels a side. It is then read like this:
-
-    orientation  the EXIF tag is obeyed
-    opacity      what is transparent shows white
-    16-bit grey  0 ... 65535 becomes 0 ... 255
-    CMYK         as RGB, without colour profiles
-    size         resized with antialiasing; what has other proportions is fitted first:
-                 crop     the largest centred part of the right proportions
-                 pad      all of it, centred on white
-                 stretch  all of it, each side by its own factor
+frame). How it is read, and when it is refused, is told in `ornstein.data.decode`; this is done in
+processes of their own, see `ornstein.data.decoders`.
 
 A file that cannot be read is left out and named, with the reason; nothing in the folder is ever
 changed. Decoded pixels are kept in a cache, so that the next start takes no decoding:
@@ -28,29 +19,23 @@ what begins with `.tmp-` after a crash, may be deleted whenever no run reads the
 """
 
 import hashlib
-import io
 import json
 import os
 import stat
 import uuid
-import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
-from PIL import Image, UnidentifiedImageError
 
+from ornstein.data.decode import READABLE, Unreadable, cause
+from ornstein.data.decoders import Ask, Item, Job, decoders
 from ornstein.data.info import BadFile, Fit, Originals, originals
 from ornstein.errors import DataError, StorageError
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-READABLE = "JPEG, PNG, WebP, BMP, TIFF and GIF"
 
 _READ = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib"}
@@ -65,30 +50,15 @@ SUFFIXES = _READ | _OTHER
 """The endings of file names that are looked at; other files are ignored, and counted."""
 
 BLOCK = 256
-"""How many images are handed to the threads at a time, which bounds what waits in memory."""
+"""How many images are listed at a time, which bounds what waits in memory."""
 
 COMMON = 10
 """How many of the most common sizes are remembered."""
 
-MAX_FILE = 64 * 10**6
-MAX_PIXELS = 50 * 10**6
-MAX_SIDE = 16384
-
 TRAIN = frozenset({"train", "training"})
 HELD_OUT = frozenset({"test", "testing", "val", "valid", "validation"})
 
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
 _LAYOUT = 4  # of the cache; another number means another way of reading
-_TURN = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 Progress = Callable[[int, int], None]
 
 
@@ -99,19 +69,6 @@ class File(NamedTuple):
     size: int
     mtime: int
     mode: int
-
-
-class Unreadable(Exception):
-    """Why an image cannot be used, in one sentence."""
-
-
-class Item(NamedTuple):
-    """An image that is still to be read. name: as people are told of it. size: in bytes.
-    content: its file, its bytes, or why there are none."""
-
-    name: str
-    size: int
-    content: Path | bytes | Unreadable
 
 
 Blocks = Callable[[], Iterable[Sequence[Item]]]
@@ -150,13 +107,6 @@ class Images(NamedTuple):
     fingerprint: str
     originals: Originals
     common: tuple[tuple[tuple[int, int], int], ...]
-
-
-class Decoded(NamedTuple):
-    """An image as a person sees it: uint8 [3, H, W], and its size (H, W) before it was fitted."""
-
-    pixels: np.ndarray
-    original: tuple[int, int]
 
 
 def read_folder(
@@ -226,17 +176,18 @@ def gather(
     cache = cache_folder() / "images"
     listing = json.dumps([_LAYOUT, PIL.__version__, channels, fit, *key])
     note = cache / f"{_digest(listing)}.size"
-    with warnings.catch_warnings():
-        # Pillow warns of large images, where our own limit decides, and of odd metadata.
-        warnings.simplefilter("ignore")
-        noted = (size, size) if size else _noted(note)
-        shape = noted or _common_size(_sizes(blocks()))
+    with decoders() as ask:
+        noted, lost = (size, size) if size else _noted(note), dict[int, str]()
+        if noted is None:
+            sizes, lost = _sizes(ask, blocks())
+        shape = noted or _common_size(sizes)
         stem = _digest(f"{shape} {listing}")
         pixels, index = cache / f"{stem}.u8", cache / f"{stem}.json"
         known = _cached(pixels, index, ignored)
         if known is None:
+            job = Job(shape, channels or 3, fit)
             with _stored(pixels) as part:
-                found = _decode_all(blocks(), total, shape, channels, fit, part, progress)
+                found = _decode_all(ask, blocks, total, job, channels is None, lost, part, progress)
                 entry = _entry(where, form, found, told, fit, missed, ignored)
             with _stored(index) as part, _storing(cache):
                 part.write_text(json.dumps(entry), encoding="utf-8")
@@ -314,107 +265,12 @@ def scan(root: Path) -> tuple[list[File], list[BadFile], int]:
     return sorted(files), sorted(bad), ignored
 
 
-def decode(data: bytes, size: tuple[int, int], fit: Fit = "crop") -> Decoded:
-    """The image in the bytes of a file, fitted to size (H, W). Unreadable: why there is none."""
-    image = _opened(io.BytesIO(data))
-    width, height = image.size
-    try:
-        # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, if twice the wanted size remains.
-        # Orientation may swap H and W later, so the larger of them is asked for both ways.
-        scale = 2 * max(size) / min(image.size)
-        if scale < 1:
-            image.draft(None, (int(image.width * scale), int(image.height * scale)))
-        image.load()
-        turn = _orientation(image)  # after loading: a TIFF has then obeyed and dropped its own
-        fitted = _fitted(_plain(image), size if turn < 5 else size[::-1], fit)
-        if turn in _TURN:
-            fitted = fitted.transpose(_TURN[turn])
-        if fitted.mode == "RGBA":
-            white = Image.new("RGBA", fitted.size, "white")
-            fitted = Image.alpha_composite(white, fitted)
-        pixels = np.ascontiguousarray(np.asarray(fitted.convert("RGB")).transpose(2, 0, 1))
-        return Decoded(pixels, (height, width) if turn < 5 else (width, height))
-    except (Unreadable, MemoryError):
-        raise
-    except Exception as error:  # decoders raise almost anything on damaged data
-        raise Unreadable(f"The file is damaged: {cause(error)}.") from error
+class _Seen(NamedTuple):
+    """sizes: (H, W) of the images whose headers were read. lost: numbers of items that cost a
+    process, and the reasons."""
 
-
-def _opened(file: IO[bytes]) -> Image.Image:
-    """The image in `file`, its header read and within the limits."""
-    try:
-        image = Image.open(file, formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise Unreadable(_TOO_LARGE) from error
-    except UnidentifiedImageError as error:
-        file.seek(0)
-        start = file.read(256)
-        if not start:
-            raise Unreadable("The file is empty.") from error
-        if start.startswith(_MAGIC):
-            raise Unreadable("The file is damaged: its header cannot be read.") from error
-        start = start.lstrip().lower()
-        what = "a web page" if start.startswith((b"<!doctype html", b"<html")) else "something else"
-        raise Unreadable(f"It is {what}, not one of {READABLE}.") from error
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise Unreadable(f"The file is damaged: {cause(error)}.") from error
-    if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
-        raise Unreadable(_TOO_LARGE)
-    return image
-
-
-_TOO_LARGE = f"It has more than {MAX_PIXELS // 10**6} million pixels or {MAX_SIDE} a side."
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
-    try:
-        turn = image.getexif().get(0x0112, 1)
-    except Exception:  # the picture is worth more than its metadata
-        return 1
-    return turn if turn in _TURN else 1
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """The image in mode L, RGB or RGBA."""
-    if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        grey = np.asarray(image).astype(np.float64)
-        low, high = (float(grey.min()), float(grey.max())) if np.isfinite(grey).all() else (-1, -1)
-        top = next((t for t in ((65535,) if image.mode == "I" else (1, 255)) if high <= t), None)
-        if low < 0 or top is None:
-            raise Unreadable("Its pixels are neither 8-bit nor 16-bit, nor between 0 and 1.")
-        return Image.fromarray(np.rint(grey * (255 / top)).astype(np.uint8))
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def _fitted(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
-    """The image with the size (H, W)."""
-    (h, w), (width, height) = size, image.size
-    if (width, height) == (w, h):
-        return image
-    if fit == "stretch":
-        return image.resize((w, h), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    if fit == "pad":
-        scale = min(w / width, h / height)
-        inner = max(1, round(width * scale)), max(1, round(height * scale))
-        canvas = Image.new(image.mode, (w, h), "white")
-        canvas.paste(
-            image.resize(inner, Image.Resampling.LANCZOS, reducing_gap=3.0),
-            ((w - inner[0]) // 2, (h - inner[1]) // 2),
-        )
-        return canvas
-    scale = max(w / width, h / height)
-    # Half of what is cut away on each side; rounding must not leave the image.
-    x, y = max(0.0, (width - w / scale) / 2), max(0.0, (height - h / scale) / 2)
-    box = (x, y, width - x, height - y)
-    return image.resize((w, h), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    sizes: list[tuple[int, int]]
+    lost: dict[int, str]
 
 
 class _Found(NamedTuple):
@@ -430,39 +286,54 @@ class _Found(NamedTuple):
 
 
 def _decode_all(
-    blocks: Iterable[Sequence[Item]],
+    ask: Ask,
+    blocks: Blocks,
     total: int,
-    size: tuple[int, int],
-    channels: int | None,
-    fit: Fit,
+    job: Job,
+    may_be_grey: bool,
+    lost: dict[int, str],
     part: Path,
     progress: Progress | None,
 ) -> _Found:
-    """Decode all items, in threads, and write the pixels of the good ones to `part` in order."""
+    """Decode all items but those lost, and write the pixels of the good ones to `part` in order.
+
+    may_be_grey: whether one channel is kept, if all of them are grey.
+    """
     good, names, digests, bad = list[int](), list[str](), list[str](), list[BadFile]()
     sizes = list[tuple[int, int]]()
-    done, grey = 0, channels is None
-    work = partial(_read, size=size, channels=channels or 3, fit=fit)
-    with ThreadPoolExecutor(_threads()) as pool, part.open("wb") as out:
-        for block in blocks:
-            for item, (image, digest, reason) in zip(block, pool.map(work, block), strict=True):
-                if image is None:
-                    bad.append(BadFile(shown(item.name), reason))
-                else:
-                    good.append(done)
-                    names.append(item.name)
-                    digests.append(digest)
-                    sizes.append(image.original)
-                    grey = grey and bool((image.pixels == image.pixels[:1]).all())
-                    with _storing(part.parent):
-                        out.write(image.pixels.tobytes())
-                done += 1
-                if progress is not None:
-                    progress(done, total)
+    read, grey = deque[str](), may_be_grey  # names of the items that were handed over
+
+    def left() -> Iterator[list[Item]]:
+        number = 0
+        for block in blocks():
+            read.extend(item.name for item in block)
+            whys = (lost.get(i) for i in range(number, number + len(block)))
+            yield [
+                item._replace(content=Unreadable(why)) if why else item
+                for item, why in zip(block, whys, strict=True)
+            ]
+            number += len(block)
+
+    with part.open("wb") as out:
+        for done, answer in enumerate(ask(job, left())):
+            name = read.popleft()
+            if answer.bad:
+                bad.append(BadFile(shown(name), answer.bad))
+            else:
+                good.append(done)
+                names.append(name)
+                digests.append(answer.sha256)
+                sizes.append(answer.original)
+                grey = grey and answer.grey
+                with _storing(part.parent):
+                    out.write(answer.pixels)
+            if progress is not None:
+                progress(done + 1, total)
+    size = job.size or (0, 0)
     if grey and good:
         with _storing(part.parent):
             _keep_first_channel(part, (len(good), 3, *size))
-    shape = (len(good), 1 if grey else channels or 3, *size)
+    shape = (len(good), 1 if grey else job.channels, *size)
     return _Found(good, names, digests, sizes, bad, shape)
 
 
@@ -496,52 +367,15 @@ def _entry(
     }
 
 
-def _read(
-    item: Item, size: tuple[int, int], channels: int, fit: Fit
-) -> tuple[Decoded | None, str, str]:
-    """(image, SHA-256 of its bytes, "") or (None, "", reason)."""
-    try:
-        if item.size > MAX_FILE:
-            raise Unreadable(f"It is larger than {MAX_FILE // 10**6} MB.")
-        if isinstance(item.content, Unreadable):
-            raise item.content
-        try:
-            data = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
-        except OSError as error:
-            raise Unreadable(f"It cannot be opened: {cause(error)}.") from error
-        pixels, original = decode(data, size, fit)
-    except Unreadable as reason:
-        return None, "", str(reason)
-    if channels == 1 and (pixels != pixels[:1]).any():
-        pixels = np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).convert("L"))[None]
-    return Decoded(pixels[:channels], original), hashlib.sha256(data).hexdigest(), ""
-
-
-def _sizes(blocks: Iterable[Sequence[Item]]) -> list[tuple[int, int]]:
-    """(H, W) of every image whose header can be read, as it will be seen."""
-
-    def look(item: Item) -> tuple[int, int] | None:
-        data = item.content
-        if item.size > MAX_FILE or isinstance(data, Unreadable):
-            return None
-        try:
-            with (
-                io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as stream,
-                _opened(stream) as image,
-            ):
-                # Asking a PNG without EXIF for it decodes the image; a TIFF's size is right.
-                ask = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-                turned = ask and _orientation(image) >= 5
-                return image.size if turned else (image.height, image.width)
-        except (Unreadable, OSError):
-            return None  # decoding will say why
-
-    with ThreadPoolExecutor(_threads()) as pool:
-        return [size for block in blocks for size in pool.map(look, block) if size is not None]
-
-
-def _threads() -> int:
-    return min(4, os.cpu_count() or 1)
+def _sizes(ask: Ask, blocks: Iterable[Sequence[Item]]) -> _Seen:
+    """The size of every image whose header can be read, and why none could be looked for."""
+    sizes, lost = list[tuple[int, int]](), dict[int, str]()
+    for number, answer in enumerate(ask(Job(None), blocks)):
+        if not answer.bad:
+            sizes.append(answer.original)
+        elif answer.lost:  # it would be again; of others, decoding will say what is wrong
+            lost[number] = answer.bad
+    return _Seen(sizes, lost)
 
 
 def _common_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
@@ -704,12 +538,3 @@ def _identity(folder: Path) -> tuple[int, int]:
 def shown(path: str) -> str:
     """A path that can be printed, whatever bytes its name is made of."""
     return os.fsencode(path).decode("utf-8", "replace")
-
-
-def cause(error: BaseException) -> str:
-    """What an error says, as the end of a sentence."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    lines = str(error).strip().splitlines()
-    text = lines[0][:200].rstrip(". ") if lines else type(error).__name__
-    return text[:1].lower() + text[1:] if text[1:2].islower() else text

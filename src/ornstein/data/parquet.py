@@ -36,19 +36,9 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ornstein.data.images import (
-    BLOCK,
-    HELD_OUT,
-    TRAIN,
-    Images,
-    Item,
-    Progress,
-    Told,
-    Unreadable,
-    cause,
-    gather,
-    shown,
-)
+from ornstein.data.decode import Unreadable, cause
+from ornstein.data.decoders import Item
+from ornstein.data.images import BLOCK, HELD_OUT, TRAIN, Images, Progress, Told, gather, shown
 from ornstein.data.info import Fit
 from ornstein.data.pages import DELTA_BYTE_ARRAY, Chunk, groups, pages
 from ornstein.errors import DataError, clip, printable, quote

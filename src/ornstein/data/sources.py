@@ -279,7 +279,8 @@ def recognise(text: str) -> Digits | Toy | Shapes | Arrays | Folder | Parquet:
 
 
 def _folder(path: Path) -> Folder | Parquet:
-    from ornstein.data.images import READABLE, File, walk
+    from ornstein.data.decode import READABLE
+    from ornstein.data.images import File, walk
     from ornstein.data.parquet import below
     from ornstein.data.parquet import files as parquet_files
 
