@@ -153,6 +153,38 @@ def test_the_command_itself(tmp_path):
     assert steps == list(range(1, 201))
 
 
+FINALIZER = """
+import contextlib, signal, time
+from ornstein import cli
+from ornstein.cli import carry
+
+class Held:
+    def __del__(self):
+        signal.raise_signal(signal.{name})
+
+def command(*arguments, **options):
+    with {around}:
+        for _ in range({times}):
+            Held()
+        time.sleep(60)
+
+cli.build = lambda: command
+cli.main([])
+"""
+
+
+@pytest.mark.parametrize("number", [INT, TERM], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    ("around", "times"), [("contextlib.nullcontext()", 1), ("carry._stopping()", 2)]
+)
+def test_within_a_finalizer(around, times, number):
+    """Where Python would print the exception and go on, the command ends all the same."""
+    code = FINALIZER.format(name=number.name, around=around, times=times)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert ended.returncode == 128 + number, ended.stderr
+    assert ended.stderr == f"ornstein: {'interrupted' if number == INT else 'stopped'}\n"
+
+
 # --- clocks ---------------------------------------------------------------------------------------
 
 

@@ -79,6 +79,15 @@ def run(arguments: Sequence[str]) -> int:
     with contextlib.suppress(ValueError):  # not the main thread
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
+    before = sys.unraisablehook
+
+    def lost(unraisable: "sys.UnraisableHookArgs") -> None:
+        """An interrupt within a finalizer, which lets no exception out, must not be for nothing."""
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            os._exit(_stopped([*received, *unraisable.exc_value.args]))
+        before(unraisable)
+
+    sys.unraisablehook = lost
     try:
         _check_place()
         code = build()(overrides(arguments), exit_on_error=False, print_error=False)
@@ -97,6 +106,8 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         # An interrupt while libraries are imported can surface as any error of theirs.
         return _stopped(received) if received else _fail(*_cause(error))
+    finally:
+        sys.unraisablehook = before
     return code if isinstance(code, int) else 0
 
 
