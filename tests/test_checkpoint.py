@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+import torch
 from torch import nn
 
 from ornstein import checkpoint
 from ornstein.errors import CheckpointError
+from ornstein.optim import Optim
+from ornstein.training import Learner, TrainState
 from tests.reliability.disk import contents
 from tests.reliability.small import OLD, equal, fresh, numbers, trained
 
@@ -86,3 +89,36 @@ def test_weights_of_another_architecture_are_refused_in_a_sentence(tmp_path):
         checkpoint.load_weights(found, "model", nn.Linear(3, 2))
     with pytest.raises(CheckpointError, match="holds no 'average-x'; it has average-half-life-30"):
         checkpoint.load_weights(found, "average-x", nn.Linear(3, 2))
+
+
+def test_moments_come_back_in_the_order_in_memory_that_the_weights_have(tmp_path):
+    """A fused update walks through all its tensors alike, whatever their strides say."""
+
+    def state(seed):
+        torch.manual_seed(seed)
+        kernels = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
+        return TrainState(Learner(kernels, nn.Identity()), Optim(samples=1))
+
+    def update(state):
+        for i, p in enumerate(state.learner.parameters()):
+            p.grad = torch.sin(p.detach() + i)
+        state.optimizer.step()
+
+    straight, back = state(0), state(1)
+    update(straight)
+    checkpoint.save(tmp_path, straight, {})
+    checkpoint.restore(checkpoint.latest(tmp_path), back)
+    for each in (straight, back):
+        update(each)
+    for old, new in zip(straight.learner.parameters(), back.learner.parameters(), strict=True):
+        assert torch.equal(old, new)
+        assert back.optimizer.state[new]["exp_avg"].stride() == old.stride()
+
+
+def test_weights_that_share_memory_are_saved_once_each(tmp_path):
+    tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tied[1].weight = tied[0].weight
+    state = TrainState(Learner(tied, nn.Identity()), Optim(samples=1))
+    checkpoint.save(tmp_path, state, {})
+    weights = checkpoint.latest(tmp_path).tensors("model")
+    assert torch.equal(weights["model.0.weight"], weights["model.1.weight"])

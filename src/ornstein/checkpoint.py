@@ -75,27 +75,29 @@ def save(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
     temporary = folder / f".tmp-{state.step:08d}-{uuid.uuid4().hex[:8]}"
     try:
         fsops.make_inside(temporary)
-        files = {name: safetensors.torch.save(t) for name, t in _tensors(state).items()}
-        content = {f"{name}.safetensors": data for name, data in files.items()}
-        scalars = {"format": FORMAT, "step": state.step, "samples": state.samples, **extra}
-        content["state.json"] = json.dumps(scalars, indent=1).encode()
-        needed = int(1.2 * sum(map(len, content.values())))
+        groups = _tensors(state)
+        needed = int(1.2 * sum(t.nbytes for group in groups.values() for t in group.values()))
         free = fsops.free_bytes(folder)
         if free < needed:
             raise StorageError(
                 f"a checkpoint needs {needed:,} bytes in {folder} and {free:,} are free; "
                 "free some space, then run the same command again"
             )
-        for name, data in content.items():
+        files: dict[str, dict[str, Any]] = {}
+
+        def write(name: str, data: bytes) -> None:
             fsops.write(temporary / name, data)
+            files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+        for name, group in groups.items():  # one after another: only one is in memory twice
+            write(f"{name}.safetensors", safetensors.torch.save(_separate(group)))
+        scalars = {"format": FORMAT, "step": state.step, "samples": state.samples, **extra}
+        write("state.json", json.dumps(scalars, indent=1).encode())
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "step": state.step,
             "torch": torch.__version__,
-            "files": {
-                name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-                for name, data in content.items()
-            },
+            "files": files,
         }
         manifest["digest"] = _digest(manifest)
         fsops.write(temporary / "manifest.json", _written(manifest))
@@ -172,10 +174,17 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> None:
         load_weights(checkpoint, f"average-{name}", copies)
     tensors = checkpoint.tensors("optimizer")
     per_parameter: dict[int, dict[str, Tensor]] = {}
+    groups = state.optimizer.state_dict()["param_groups"]
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
         index, name = key.split(".", 1)
+        if not (index.isdigit() and int(index) < len(parameters)):
+            raise CheckpointError(f"{checkpoint.folder}: the optimizer's {key!r} fits no weight")
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:
+            # As it lies in memory, too: the fused update takes all its tensors to lie alike.
+            value = torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)
         per_parameter.setdefault(int(index), {})[name] = value
-    groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": per_parameter, "param_groups": groups})
     state.step = int(checkpoint.state["step"])
     state.samples = int(checkpoint.state["samples"])
@@ -208,11 +217,21 @@ def _tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
         for index, values in optimizer.items()
         for name, value in values.items()
     }
-    return {
-        # A copy of each: tensors that share memory cannot be stored under two names.
-        group: {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-        for group, tensors in groups.items()
-    }
+    return groups
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same on the CPU, in the usual order of dimensions, and each in memory of its own, since
+    tensors that share some cannot be stored under two names. Copied only where that needs it."""
+    result: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        if plain.untyped_storage().data_ptr() in seen:
+            plain = plain.clone()
+        seen.add(plain.untyped_storage().data_ptr())
+        result[name] = plain
+    return result
 
 
 def _folders(folder: Path) -> list[Path]:

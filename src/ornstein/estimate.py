@@ -5,7 +5,8 @@
 resident  what the process holds already: libraries, data, the model that counted its operations
 kept      weights, averages and the optimizer's moments
 updates   the most bytes of tensors that live at once during an update
-saving    copies of all that a checkpoint holds, and their serialised form, on the CPU
+saving    the largest file of a checkpoint twice as it is serialised, on the CPU, and copies of
+          those of its tensors whose values lie in memory in another order than in the file
 
 The tensors of an update are counted as they come and go, on two micro-batches of a few samples.
 Both bring the same sequence of tensors, and at each point of it the bytes are affine in the number
@@ -201,9 +202,8 @@ def _count(run: Run, previews: bool) -> Count:
             noise = Noise.of(recipe.seed, "estimate", ids)
             states = how(model, recipe.at_model_scale(run.info), noise)
             list(itertools.islice(states, 2))
-    groups = [_bytes(_tensors(state.learner))]
-    groups += [_bytes(_tensors(average)) for average in state.averages.values()]
-    groups += [_bytes(moments)]
+    files = [_tensors(state.learner), *map(_tensors, state.averages.values()), moments]
+    groups = [_bytes(tensors) for tensors in files]
     entries = len(kept) + len(moments)
     batch = optim.batch * int(np.prod(run.info.shape)) * 4
     return Count(
@@ -215,8 +215,10 @@ def _count(run: Run, previews: bool) -> Count:
         checkpoint=sum(groups)
         + 130 * entries
         + 2048,  # a header tells each tensor's name and shape
-        # Clones of all; those that are serialised stay, and the current group is there thrice.
-        saving=sum(groups) + max(sum(groups[: i + 1]) + g for i, g in enumerate(groups)),
+        saving=max(
+            2 * _bytes(tensors) + _bytes([t for t in tensors if not t.is_contiguous()])
+            for tensors in files
+        ),
     )
 
 
