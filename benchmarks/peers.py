@@ -25,22 +25,24 @@ class Peer(NamedTuple):
     call: Callable[[Any, Any], Any]
 
 
-# By case: what makes each network as costly as ours, and of the same plan.
+# By case: what makes each network as costly as ours, and of the same plan. 28 is for little time.
 WIDTHS = {
     "32": {"diffusers": (32, 64, 64, 64), "lucidrains": (32, (1, 2, 4)), "edm": (32, (1, 2, 2, 2))},
+    "28": {"diffusers": (16, 32, 64), "lucidrains": (16, (1, 2, 4)), "edm": (16, (1, 2, 4))},
     "8": {"diffusers": (16, 32), "lucidrains": (16, (1, 2)), "edm": (16, (1, 2))},
 }
+BLOCKS = {"32": 2, "28": 1, "8": 2}  # a level; lucidrains' networks always have two
 
 
 def build(name: str, case: str, channels: int, side: int) -> Peer:
     """The network `name` for images of `channels` channels and `side` pixels. Raises ImportError
     where it is not installed."""
     return {"diffusers": _diffusers, "lucidrains": _lucidrains, "edm": _edm}[name](
-        WIDTHS[case][name], channels, side
+        WIDTHS[case][name], BLOCKS[case], channels, side
     )
 
 
-def _diffusers(widths: tuple[int, ...], channels: int, side: int) -> Peer:
+def _diffusers(widths: tuple[int, ...], blocks: int, channels: int, side: int) -> Peer:
     allow_torchvision()
     from diffusers import UNet2DModel
 
@@ -49,7 +51,7 @@ def _diffusers(widths: tuple[int, ...], channels: int, side: int) -> Peer:
         sample_size=side,
         in_channels=channels,
         out_channels=channels,
-        layers_per_block=2,
+        layers_per_block=blocks,
         block_out_channels=widths,
         norm_num_groups=min(32, widths[0]),
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attend),
@@ -58,7 +60,7 @@ def _diffusers(widths: tuple[int, ...], channels: int, side: int) -> Peer:
     return Peer(module, lambda x, t: module(x, 1000 * t).sample)
 
 
-def _lucidrains(widths: tuple[int, tuple[int, ...]], channels: int, side: int) -> Peer:
+def _lucidrains(widths: tuple[int, tuple[int, ...]], blocks: int, channels: int, side: int) -> Peer:
     allow_torchvision()
     from denoising_diffusion_pytorch import Unet
 
@@ -67,7 +69,7 @@ def _lucidrains(widths: tuple[int, tuple[int, ...]], channels: int, side: int) -
     return Peer(module, lambda x, t: module(x, 1000 * t))
 
 
-def _edm(widths: tuple[int, tuple[int, ...]], channels: int, side: int) -> Peer:
+def _edm(widths: tuple[int, tuple[int, ...]], blocks: int, channels: int, side: int) -> Peer:
     source = os.environ.get("EDM_SOURCE", "")
     if not source:
         raise ImportError("EDM_SOURCE names no copy of NVlabs/edm")
@@ -81,7 +83,7 @@ def _edm(widths: tuple[int, tuple[int, ...]], channels: int, side: int) -> Peer:
         out_channels=channels,
         model_channels=base,
         channel_mult=list(multiples),
-        num_blocks=2,
+        num_blocks=blocks,
         attn_resolutions=[16],
     )
     return Peer(module, lambda x, t: module(x, t, None))

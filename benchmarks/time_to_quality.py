@@ -102,6 +102,11 @@ def ours(real: Any, rate: float, seed: int, clock: Clock) -> tuple[Any, int]:
     return torch.cat(drawn), total
 
 
+def _case(side: int) -> str:
+    """Which of `peers.WIDTHS` suits images of this size and little time."""
+    return "8" if side <= 8 else "28" if side <= 28 else "32"
+
+
 def loop(
     clock: Clock, images: Any, seed: int, update: Callable[[Any], None], plan: Callable[[int], None]
 ) -> int:
@@ -135,7 +140,7 @@ def diffusers(images: Any, rate: float, seed: int, clock: Clock) -> tuple[Any, i
     import torch
 
     channels, side = images.shape[1], images.shape[2]
-    net = peers.build("diffusers", "8" if side <= 8 else "32", channels, side).module
+    net = peers.build("diffusers", _case(side), channels, side).module
     from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
     from diffusers.training_utils import EMAModel
 
@@ -188,7 +193,7 @@ def lucidrains(images: Any, rate: float, seed: int, clock: Clock) -> tuple[Any, 
     import torch
 
     channels, side = images.shape[1], images.shape[2]
-    net = peers.build("lucidrains", "8" if side <= 8 else "32", channels, side).module
+    net = peers.build("lucidrains", _case(side), channels, side).module
     from denoising_diffusion_pytorch import GaussianDiffusion
     from ema_pytorch import EMA
 
@@ -216,7 +221,7 @@ def edm(images: Any, rate: float, seed: int, clock: Clock) -> tuple[Any, int]:
     import torch
 
     channels, side = images.shape[1], images.shape[2]
-    net = peers.build("edm", "8" if side <= 8 else "32", channels, side).module
+    net = peers.build("edm", _case(side), channels, side).module
     from generate import edm_sampler
     from training.loss import EDMLoss
     from training.networks import EDMPrecond

@@ -15,6 +15,7 @@ from ornstein.diffusion.prediction import (
     Prediction,
     Score,
     V,
+    aim,
     check_admissible,
     clipped,
     mix,
@@ -119,6 +120,42 @@ def test_mix_commutes_with_the_target(pair, share, seed, weight):
     torch.testing.assert_close(mix(first, second, 1.0).eps, second.eps)
 
 
+@given(pairs, st.sampled_from(sorted(TARGETS)), shares, st.integers(0, 99), st.floats(-2, 9))
+def test_mix_of_two_models_with_different_targets(pair, other, share, seed, weight):
+    """Each says it in its own way: the mixed clean images and noises are mixed all the same."""
+    if (other, pair[1]) not in PAIRS:
+        other = "x0"
+    process = PROCESSES[pair[1]]
+    level = level_at(process, time_of(process, 0.999 * share))
+    x, x0, better = draw(seed)
+    first, second = (
+        resolve(x, level, Prediction.from_x0(x, level, image).target(TARGETS[name], process),
+                *TARGETS[name](process, level))
+        for name, image in ((pair[0], x0), (other, better))
+    )  # fmt: skip
+    mixed = mix(first, second, weight)
+    for part in ("x0", "eps"):
+        a, b = getattr(first, part), getattr(second, part)
+        scale = 1 + a.abs().max().item() + b.abs().max().item()
+        torch.testing.assert_close(
+            getattr(mixed, part), a + weight * (b - a), rtol=1e-7, atol=1e-8 * scale
+        )
+
+
+@given(pairs, shares, st.integers(0, 99), st.floats(-3, 3), st.floats(-3, 3))
+def test_a_point_of_the_plane_is_the_sum_of_its_parts(pair, share, seed, a, b):
+    target, process = TARGETS[pair[0]], PROCESSES[pair[1]]
+    level = level_at(process, time_of(process, share))
+    x0, eps, _ = draw(seed)
+    x, f = level.alpha * x0 + level.sigma * eps, aim(target, process, level, x0, eps)
+    found = resolve(x, level, f, *target(process, level)).point(a, b)
+    p, q = target(process, level)
+    det = abs(level.alpha * q - level.sigma * p)
+    # What the rounding of x and f, 1e-16 of them, can do to it.
+    lever = (abs(a * q - b * p) * x.abs() + abs(level.alpha * b - level.sigma * a) * f.abs()) / det
+    assert ((found - (a * x0 + b * eps)).abs() <= 1e-14 + 4e-15 * lever).all()
+
+
 def test_mix_is_guidance_with_the_conditional_model_at_one():
     """ε_u + w (ε_c − ε_u); notes eq 40 with weight w − 1: w ε_c − (w − 1) ε_u."""
     level = level_at(VP(), 0.4)
@@ -175,10 +212,7 @@ def test_targets_are_their_definitions():
     for process in PROCESSES.values():
         level = level_at(process, 0.4137)
         x = level.alpha * x0 + level.sigma * eps
-        says = {
-            k: Prediction(x, level, x0, eps).target(target, process)
-            for k, target in TARGETS.items()
-        }
+        says = {k: aim(target, process, level, x0, eps) for k, target in TARGETS.items()}
         torch.testing.assert_close(says["x0"], x0)
         torch.testing.assert_close(says["eps"], eps)
         torch.testing.assert_close(says["v"], level.alpha * eps - level.sigma * x0)
@@ -238,7 +272,7 @@ def test_losses_of_all_targets_are_one_loss(pair, share, seed):
     x0, eps, guess = draw(seed)
     x = level.alpha * x0 + level.sigma * eps
     p, q = target(process, level)
-    f = Prediction(x, level, x0, eps).target(target, process)
+    f = aim(target, process, level, x0, eps)
     f_hat = Prediction.from_x0(x, level, guess).target(target, process)
     factor = (level.alpha * q - level.sigma * p) / level.sigma
     loss = (f_hat - f).square().sum()

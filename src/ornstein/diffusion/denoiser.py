@@ -37,10 +37,11 @@ MANY_LEVELS = 4096  # more than any grid has that is walked more than once
 
 
 class Constants(NamedTuple):
-    """Of one level: the scale of the network's input, its noise label, and the target's p and q."""
+    """Of one level: the scale of the network's input, its noise label (float32 [B]), and
+    the target's p and q."""
 
     scale: Scalar
-    label: Scalar
+    label: Tensor
     p: Scalar
     q: Scalar
 
@@ -81,8 +82,8 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, level: Level, cond: Cond = NO_COND) -> Prediction:
         """x [B, *] at `level` (σ > 0) -> Prediction in the precision of x."""
-        f, spread = self.heads(x, level, cond)
-        at = self.constants(level)
+        at = self.constants(level, x)
+        f, spread = self._heads(x, at, cond)
         return resolve(x, level, f, at.p, at.q, spread)
 
     def output(self, x: Tensor, level: Level, cond: Cond = NO_COND) -> Tensor:
@@ -91,40 +92,40 @@ class Denoiser(nn.Module):
 
     def heads(self, x: Tensor, level: Level, cond: Cond = NO_COND) -> tuple[Tensor, Tensor | None]:
         """f and, where it is learned, v, each [B, *]."""
-        at = self.constants(level)
-        out: Tensor = self.network(x * expand(at.scale, x), _labels(at.label, x), cond)
-        out = out.to(x.dtype)
+        return self._heads(x, self.constants(level, x), cond)
+
+    def _heads(self, x: Tensor, at: Constants, cond: Cond) -> tuple[Tensor, Tensor | None]:
+        out: Tensor = self.network(x * expand(at.scale, x), at.label, cond)
+        if out.dtype != x.dtype:
+            out = out.to(x.dtype)
         if not self.learn_spread:
             return out, None
         f, spread = out.chunk(2, dim=1)
         return f, 0.5 * (spread + 1)
 
-    def constants(self, level: Level) -> Constants:
-        """What depends on the level alone; for a level of a grid it is computed once."""
+    def constants(self, level: Level, x: Tensor) -> Constants:
+        """What depends on the level alone, for a batch like x; for a level of a grid it is
+        computed once."""
         if not isinstance(level.t, float):
-            return self._constants(level)
+            return self._constants(level, x)
         known = self._known.get(level)
-        if known is None:
+        if known is None or known.label.size(0) != x.size(0) or known.label.device != x.device:
             if len(self._known) >= MANY_LEVELS:
                 self._known.clear()
-            known = self._known[level] = self._constants(level)
+            known = self._known[level] = self._constants(level, x)
         return known
 
-    def _constants(self, level: Level) -> Constants:
+    def _constants(self, level: Level, x: Tensor) -> Constants:
         norm = (level.sigma**2 + (self.sigma_data * level.alpha) ** 2) ** 0.5
         if self.label == "time":
             label = 1000.0 * level.t
         else:
             ratio = level.sigma / level.alpha
             label = 0.25 * (math.log(ratio) if isinstance(ratio, float) else torch.log(ratio))
+        if isinstance(label, float):
+            label = torch.full((1,), label, dtype=torch.float32)
+        label = label.to(x.device, torch.float32).expand(len(x))
         return Constants(1.0 / norm, label, *self.target(self.process, level))
-
-
-def _labels(label: Scalar, x: Tensor) -> Tensor:
-    """The noise label of each sample, float32 [B], without waiting for the device."""
-    if isinstance(label, float):
-        return torch.full((len(x),), label, dtype=torch.float32, device=x.device)
-    return label.to(x.device, torch.float32).expand(len(x))
 
 
 def bind(denoiser: Denoiser, cond: Cond = NO_COND) -> Denoise:

@@ -6,6 +6,7 @@ A clean image x0 and a noise ε span a plane, and all of Gaussian diffusion happ
     f = p x0 + q ε                      any prediction target, by its two coordinates (p, q)
     x0 = (q x − σ f)/(αq − σp)          resolved, so that every target says the same thing
     ε  = (α f − p x)/(αq − σp)
+    a x0 + b ε = [(aq − bp) x + (αb − σa) f]/(αq − σp)      any point, in two operations
     at(α', σ') = α' x0 + σ' ε           the same image at another level
     score = −ε/σ                        adding g to it:  x0 += (σ²/α) g,  ε −= σ g
 
@@ -111,43 +112,65 @@ Target = Annotated[X0 | Eps | V | Score | Velocity | EDM, Field(discriminator="k
 
 
 class Prediction(NamedTuple):
-    """x at a level, split into a clean image and a noise: x = α x0 + σ eps.
+    """x = α x0 + σ ε at a level, and f = p x0 + q ε, which a network said: two equations for the
+    clean image x0 and the noise ε, whatever the network's target is.
 
-    `x0` and `eps` have the shape of `x`. `spread`, where a network predicts it, places the
-    reverse variance between β̃ (0) and β (1) of whatever pair of levels a step joins (iDDPM's v).
+    x, f: [B, *]. level, p, q: floats, or one number for each sample. spread, where a network
+    predicts it, places the reverse variance between β̃ (0) and β (1) of whatever pair of levels a
+    step joins (iDDPM's v). Nothing is solved before it is asked for, since a step wants one point
+    of the plane and not the two that span it.
     """
 
     x: Tensor
     level: Level
-    x0: Tensor
-    eps: Tensor
+    f: Tensor
+    p: Scalar
+    q: Scalar
     spread: Tensor | None = None
 
     @classmethod
     def from_x0(cls, x: Tensor, level: Level, x0: Tensor) -> Prediction:
         """The prediction whose clean image is `x0`, at σ > 0."""
-        return cls(x, level, x0, (x - expand(level.alpha, x) * x0) / expand(level.sigma, x))
+        return cls(x, level, x0, 1.0, 0.0)
+
+    def point(self, a: Scalar, b: Scalar) -> Tensor:
+        """a x0 + b ε [B, *], in the precision of x and in two operations."""
+        _, alpha, sigma = self.level
+        p, q = self.p, self.q
+        det = alpha * q - sigma * p
+        of_x, of_f = (a * q - b * p) / det, (alpha * b - sigma * a) / det
+        if isinstance(of_x, float) and isinstance(of_f, float):
+            return blend(of_x, self.x, of_f, self.f)
+        return expand(of_x, self.x) * self.x + expand(of_f, self.x) * self.f
+
+    @property
+    def x0(self) -> Tensor:
+        """The clean image."""
+        return self.point(1.0, 0.0)
+
+    @property
+    def eps(self) -> Tensor:
+        """The noise."""
+        return self.point(0.0, 1.0)
 
     @property
     def score(self) -> Tensor:
         """∇ log q_t(x) = −ε/σ (notes eq 33)."""
-        return self.eps / -expand(self.level.sigma, self.x)
+        return self.point(0.0, -1.0 / self.level.sigma)
 
     def at(self, level: Level) -> Tensor:
         """The same image and noise at another level: α' x0 + σ' ε. This is the DDIM step."""
-        if isinstance(level.alpha, float) and isinstance(level.sigma, float):
-            return blend(level.alpha, self.x0, level.sigma, self.eps)
-        return expand(level.alpha, self.x) * self.x0 + expand(level.sigma, self.x) * self.eps
+        return self.point(level.alpha, level.sigma)
 
     def target(self, target: PredictionTarget, process: NoisingProcess) -> Tensor:
         """p x0 + q ε: what a network with this target would have said."""
-        p, q = target(process, self.level)
-        return expand(p, self.x) * self.x0 + expand(q, self.x) * self.eps
+        return self.point(*target(process, self.level))
 
     def nudged(self, score: Tensor) -> Prediction:
         """The prediction with `score` added to its score: the one road for all guidance."""
-        alpha, sigma = expand(self.level.alpha, self.x), expand(self.level.sigma, self.x)
-        return self._replace(x0=self.x0 + sigma**2 / alpha * score, eps=self.eps - sigma * score)
+        _, alpha, sigma = self.level
+        step = sigma / alpha * (alpha * self.q - sigma * self.p)
+        return self._replace(f=self.f - expand(step, self.x) * score)
 
 
 class Denoise(Protocol):
@@ -160,21 +183,16 @@ class Denoise(Protocol):
 def resolve(
     x: Tensor, level: Level, f: Tensor, p: Scalar, q: Scalar, spread: Tensor | None = None
 ) -> Prediction:
-    """Solve x = α x0 + σ ε, f = p x0 + q ε for x0 and ε, in the precision of `x`."""
-    alpha, sigma = level.alpha, level.sigma
-    if (
-        isinstance(alpha, float)
-        and isinstance(sigma, float)
-        and isinstance(p, float)
-        and isinstance(q, float)
-    ):
-        one = alpha * q - sigma * p
-        x0 = blend(q / one, x, -sigma / one, f)
-        return Prediction(x, level, x0, blend(-p / one, x, alpha / one, f), spread)
-    det = alpha * q - sigma * p
-    x0 = expand(q / det, x) * x - expand(sigma / det, x) * f
-    eps = expand(alpha / det, x) * f - expand(p / det, x) * x
-    return Prediction(x, level, x0, eps, spread)
+    """x = α x0 + σ ε and f = p x0 + q ε, to be solved for any point of the plane."""
+    return Prediction(x, level, f, p, q, spread)
+
+
+def aim(
+    target: PredictionTarget, process: NoisingProcess, level: Level, x0: Tensor, eps: Tensor
+) -> Tensor:
+    """p x0 + q ε [B, *]: what a network with this target should say of x = α x0 + σ ε."""
+    p, q = target(process, level)
+    return expand(p, x0) * x0 + expand(q, x0) * eps
 
 
 def mix(first: Prediction, second: Prediction, weight: float) -> Prediction:
@@ -183,10 +201,9 @@ def mix(first: Prediction, second: Prediction, weight: float) -> Prediction:
     With first unconditional and second conditional it is classifier-free guidance, w = 1 being
     the conditional model (the notes' weight in eq 40 is w − 1).
     """
-    return first._replace(
-        x0=first.x0 + weight * (second.x0 - first.x0),
-        eps=first.eps + weight * (second.eps - first.eps),
-    )
+    alike = first.p is second.p and first.q is second.q
+    said = second.f if alike else second.point(first.p, first.q)
+    return first._replace(f=first.f + weight * (said - first.f))
 
 
 def clipped(denoise: Denoise, low: float, high: float) -> Denoise:

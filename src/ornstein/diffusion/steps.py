@@ -77,7 +77,7 @@ class Jump(Choice):
             denoise: Denoise, i: int, x: Tensor, noise: Noise, memory: Any
         ) -> tuple[Tensor, Any]:
             prediction = denoise(x, levels[i])
-            x = blend(alphas[i + 1], prediction.x0, kept[i], prediction.eps)
+            x = prediction.point(alphas[i + 1], kept[i])
             return (fresh.added(x, stds[i], noise, i) if stds[i] > 0 else x), None
 
         return move
@@ -107,7 +107,7 @@ class Ancestral(Choice):
             denoise: Denoise, i: int, x: Tensor, noise: Noise, memory: Any
         ) -> tuple[Tensor, Any]:
             prediction = denoise(x, levels[i])
-            x = blend(alphas[i + 1], prediction.x0, kept[i], prediction.eps)
+            x = prediction.point(alphas[i + 1], kept[i])
             if small[i] == 0:
                 return x, None
             v = self.spread if prediction.spread is None else prediction.spread
@@ -167,9 +167,7 @@ class Heun(Choice):
             if s.sigma == 0:
                 return guess, None
             second = denoise(guess, s)
-            d_alpha, d_sigma = halves[i]
-            x = x.add(first.x0 + second.x0, alpha=d_alpha)
-            return x.add_(first.eps + second.eps, alpha=d_sigma), None
+            return first.point(*halves[i]).add_(x).add_(second.point(*halves[i])), None
 
         return move
 

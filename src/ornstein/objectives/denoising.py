@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field
 
 from ornstein.choice import Choice, Load
 from ornstein.diffusion.levels import Level, expand, level_at, level_of_log_snr
-from ornstein.diffusion.prediction import Prediction, PredictionTarget
+from ornstein.diffusion.prediction import PredictionTarget, aim
 from ornstein.diffusion.process import NoisingProcess, rates
 from ornstein.lazy import torch
 from ornstein.objectives.base import Context, Loss
@@ -240,7 +240,7 @@ class Denoising(Choice):
         eps = context.noise.child("eps").normal(0, x0.shape[1:], x0.dtype)
         level = self.levels(model.process, u)
         x = expand(level.alpha, x0) * x0 + expand(level.sigma, x0) * eps
-        f = Prediction(x, level, x0, eps).target(model.target, model.process)
+        f = aim(model.target, model.process, level, x0, eps)
         error = (model.output(x, level) - f).square().flatten(1).mean(1)
         weight = self.weighting(model.target, model.process, level).to(error)
         return Loss(weight * error)

@@ -23,7 +23,7 @@ from pydantic import Field
 from ornstein.choice import Choice, Load
 from ornstein.diffusion.bound import Bins, Chain, bins_of, chain_of, drawn, term_nats
 from ornstein.diffusion.grid import Trailing
-from ornstein.diffusion.prediction import Prediction, resolve
+from ornstein.diffusion.prediction import aim, resolve
 from ornstein.errors import ConfigError
 from ornstein.lazy import torch
 from ornstein.objectives.base import Context, Loss
@@ -94,7 +94,7 @@ class HybridLoss(NamedTuple):
         x, level = drawn(self.chain, row, x0, eps)
         f, spread = model.heads(x, level)
         assert spread is not None  # `build` saw to it
-        wanted = Prediction(x, level, x0, eps).target(model.target, model.process)
+        wanted = aim(model.target, model.process, level, x0, eps)
         simple = (f - wanted).square().flatten(1).mean(1)
         p, q = model.target(model.process, level)
         estimate = resolve(x, level, f.detach(), p, q).x0
