@@ -3,7 +3,7 @@
     python benchmarks/sampling_overhead.py [--peers PYTHON] [--threads 2] [--rounds 5]
 
 Images 3×32×32 at batch 1 and 64 and a network that hands back its input. Ours is all of `sample`
-with a `Denoiser`: scale and label of the input, `resolve`, the step, its bookkeeping; the peers' is
+with a `Denoiser`: scale and label of the input, the prediction, the step, its bookkeeping; of peers
 `scheduler.step` alone, plus `scale_model_input` where there is one. 50 steps, whose levels and
 coefficients are made before the clock starts where a library can; first step left out. Every
 measurement is a process of its own, and contenders take turns. *Floor* is two bare operations.

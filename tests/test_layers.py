@@ -23,7 +23,7 @@ LAYERS = [
     {"optim", "metrics", "features", "settings", "pictures", "charts"},
     {"training", "strips", "evaluation"},
     {"checkpoint", "schedules"},
-    {"recipe"},
+    {"averages", "recipe"},
     {"prepare", "log", "drift"},
     {"recipes", "run"},
     {"estimate", "comparison"},

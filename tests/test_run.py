@@ -183,6 +183,7 @@ NOTED = {
     "optim.decay": "none",
     "optim.compile": "off",
     "optim.recompute": True,
+    "optim.snapshots": 3,
 }
 REFUSED = {
     "name": "other",

@@ -8,6 +8,7 @@ SHA-256 of every file) last, flushes it and the folder, and only then renames th
 step. "Latest" means the newest folder whose manifest parses and whose every byte is as hashed:
 safetensors notices a truncated file but not a flipped bit. Damaged folders are moved to
 `quarantine/` and named; nothing is deleted but checkpoints that a newer whole one has replaced.
+Averages that are set aside during training (`averages/`) have the same form, and all are kept.
 No pickle: tensors are safetensors, everything else is JSON.
 """
 
@@ -18,7 +19,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,24 @@ def save(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
     extra: JSON values stored beside the step. Returns the checkpoint's folder.
     Raises: StorageError; what was there before is untouched then.
     """
+    target = _write(folder, state, _tensors(state), extra)
+    _prune(folder)
+    return target
+
+
+def set_aside(folder: Path, state: TrainState, names: Sequence[str]) -> Path:
+    """Write these averages alone, in the same form; nothing is pruned. Returns and raises as
+    `save`."""
+    groups = {f"average-{name}": state.averages[name].state_dict() for name in names}
+    return _write(folder, state, groups, {})
+
+
+def _write(
+    folder: Path,
+    state: TrainState,
+    groups: Mapping[str, Mapping[str, Tensor]],
+    extra: Mapping[str, Any],
+) -> Path:
     target = folder / f"step-{state.step:08d}"
     if _verified(target) is not None:
         return target
@@ -75,7 +94,6 @@ def save(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
     temporary = folder / f".tmp-{state.step:08d}-{uuid.uuid4().hex[:8]}"
     try:
         fsops.make_inside(temporary)
-        groups = _tensors(state)
         needed = int(1.2 * sum(t.nbytes for group in groups.values() for t in group.values()))
         free = fsops.free_bytes(folder)
         if free < needed:
@@ -109,7 +127,6 @@ def save(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
         with contextlib.suppress(StorageError):  # the next start removes what is left
             fsops.remove(temporary)
         raise
-    _prune(folder)
     return target
 
 
@@ -142,6 +159,12 @@ def latest(folder: Path) -> Checkpoint | None:
             "with --fresh"
         )
     return None
+
+
+def whole(folder: Path) -> list[Checkpoint]:
+    """All whole checkpoints below `folder`, oldest first."""
+    found = map(_verified, _folders(folder))
+    return [checkpoint for checkpoint in found if checkpoint is not None]
 
 
 def newest(folder: Path) -> str | None:

@@ -18,6 +18,8 @@ from pydantic import Field, model_validator
 
 from ornstein.choice import Choice
 
+WIDTHS = (0.001, 0.28)  # of a power average
+
 
 class HalfLife(Choice):
     """Exponential average that forgets half in `samples` samples; early on, in `ramp` of those
@@ -42,7 +44,7 @@ class Power(Choice):
     deviation, 0.05 to 0.15 being usual."""
 
     kind: Literal["power"] = "power"
-    width: float = Field(0.10, gt=0.001, lt=0.28)
+    width: float = Field(0.10, gt=WIDTHS[0], lt=WIDTHS[1])
 
     @property
     def name(self) -> str:
@@ -85,6 +87,13 @@ class Optim(Choice):
     warmup: int = Field(5_000, ge=0, description="samples over which lr rises from 0")
     decay: Literal["none", "linear", "cosine"] = "cosine"
     averages: tuple[Average, ...] = (Power(width=0.10),)
+    snapshots: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="times, evenly over the training, that power averages are set aside, so that "
+        "one of any width can be made afterwards",
+    )
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     recompute: bool = Field(
@@ -100,7 +109,14 @@ class Optim(Choice):
         names = [average.name for average in self.averages]
         if len(set(names)) < len(names):
             raise ValueError(f"two averages are the same: {', '.join(names)}")
+        if self.snapshots and not self.powers:
+            raise ValueError("snapshots are of power averages, and there is none among averages")
         return self
+
+    @property
+    def powers(self) -> tuple[str, ...]:
+        """The names of the power averages."""
+        return tuple(average.name for average in self.averages if isinstance(average, Power))
 
     def lr_at(self, seen: int, total: int) -> float:
         """The learning rate of the update that starts after `seen` of `total` samples."""

@@ -62,7 +62,8 @@ def lengthened(recipe: Recipe, seconds: Sequence[float]) -> Recipe:
     """The recipe with `minutes` turned into samples; seconds: of each update of a trial."""
     optim = recipe.optim
     assert optim.minutes is not None
-    rate = optim.batch / float(np.median(seconds))
+    # The mean: what a busy machine takes away now and then, it will take away later, too.
+    rate = optim.batch / float(np.mean(seconds))
     samples = max(optim.batch, int((1 - OVERHEAD) * rate * 60 * optim.minutes))
     return recipe.model_copy(update={"optim": optim.model_copy(update={"samples": samples})})
 

@@ -6,6 +6,7 @@
                 data.json         what is known of the data (`DataInfo`)
                 metrics.jsonl     one line per update
                 ckpt/             checkpoints, see `ornstein.checkpoint`
+                averages/         power averages set aside, where optim.snapshots asks for them
                 previews/         pictures at fixed seeds
                 scores.json       what `evaluate` found
 
@@ -21,6 +22,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +36,7 @@ from torch import Tensor
 from ornstein import checkpoint as checkpoints
 from ornstein import fsops, memory, pictures
 from ornstein import scores as records
+from ornstein.averages import Recombined, recombined, sources
 from ornstein.choice import Choice, RunRef
 from ornstein.data.images import cache_folder
 from ornstein.data.info import DataInfo, Dataset
@@ -48,10 +51,12 @@ from ornstein.errors import (
     OutOfMemory,
     StorageError,
     nearest,
+    quote,
 )
 from ornstein.log import Log, cut, locked
 from ornstein.nats import Likelihood, Nats
 from ornstein.noise import Noise, permutation
+from ornstein.optim import WIDTHS
 from ornstein.prepare import check, concrete, default_device, measured, pinned
 from ornstein.recipe import Generation, Recipe, stored
 from ornstein.scores import Made, Scores, Split
@@ -59,6 +64,8 @@ from ornstein.settings import difference, resolve
 from ornstein.training import Event, Learner, TrainState, train
 from ornstein.yamltree import show
 
+UNLIKE = 0.1  # the share of an average's weighting that may be missing when it is made of others
+_WIDTH = re.compile(r"power-(\d+\.?\d*|\.\d+)")
 MISSES = 3  # saves in a row that may fail before training stops
 PREVIEW_SHARE = 0.03
 PREVIEW_SEED = 0
@@ -238,8 +245,9 @@ class Run:
         if not save_every > 0:
             raise ConfigError(f"save_every must be a number of seconds above 0, got {save_every}")
         with locked(self.path) as check_folder:
-            for sentence in checkpoints.repair(self.path / "ckpt"):
-                self._note(sentence)
+            for name in ("ckpt", "averages"):
+                for sentence in checkpoints.repair(self.path / name):
+                    self._note(sentence)
             state = self.state()
             found = checkpoints.latest(self.path / "ckpt")
             if found is not None:
@@ -269,11 +277,16 @@ class Run:
     ) -> Iterator[Event]:
         due = _PreviewClock()
         missed, saved_at, saved_step = 0, time.monotonic(), state.step
+        seen = state.samples
         try:
             for event in train(state, source, self.recipe.optim, self.total, self.recipe.seed):
                 log.add(event)
                 if event.micro_batch != self.recipe.optim.micro_batch:
                     self._halved(event)
+                count = self.recipe.optim.snapshots
+                if state.samples * count // self.total > seen * count // self.total:
+                    self._set_aside(state)
+                seen = state.samples
                 if time.monotonic() - saved_at > save_every or state.samples >= self.total:
                     try:
                         save()
@@ -509,11 +522,14 @@ class Run:
                 "the newest checkpoint of %s is damaged; this is %s",
                 *(self.path.name, found.folder.name),
             )
-        key = (name, int(found.state["step"]))
+        key = (name or average, int(found.state["step"]))
         if key not in self._models:
             learner = self._learner()
             try:
-                checkpoints.load_weights(found, name, learner)
+                if name is None:
+                    learner.load_state_dict(self._made(found, average).tensors())
+                else:
+                    checkpoints.load_weights(found, name, learner)
             except FileNotFoundError as error:
                 if self._held is not None:
                     raise CheckpointError(
@@ -528,7 +544,8 @@ class Run:
         found = self._latest()
         if found is None:
             raise CheckpointError(f"the run {self.path.name} has no checkpoint yet; train it first")
-        return found.sha256(self._average(average))
+        name = self._average(average)
+        return self._made(found, average).sha256() if name is None else found.sha256(name)
 
     def native(self, x: Tensor) -> np.ndarray:
         """Model-scale values as the data's own: scaled back, clipped and rounded where the data
@@ -555,16 +572,38 @@ class Run:
     def _learner(self) -> Learner:
         return self.recipe.learner(self.info, loader(type(self.recipe)))
 
-    def _average(self, asked: str) -> str:
-        """The name of the file of weights that is meant."""
+    def _average(self, asked: str) -> str | None:
+        """The name of the file of weights that is meant; None for an average that is to be made
+        of those that were set aside."""
         names = [average.name for average in self.recipe.optim.averages]
         if asked == "none" or (not asked and not names):
             return "model"
-        if asked and asked not in names:
+        if not asked or asked in names:
+            return f"average-{asked or names[0]}"
+        if _WIDTH.fullmatch(asked) and (self.path / "averages").is_dir():
+            return None
+        hint = nearest(asked, [*names, "none"])
+        if _WIDTH.fullmatch(asked):
+            hint += "; any width can be made of averages that were set aside, which training does "
+            hint += "with optim.snapshots=32, say"
+        raise ConfigError(f"run {self.path.name} keeps no average {asked!r}{hint}")
+
+    def _made(self, found: checkpoints.Checkpoint, asked: str) -> Recombined:
+        """The power average `asked`, made of those that were set aside."""
+        width = float(asked.removeprefix("power-"))
+        low, high = WIDTHS
+        if not low < width < high:
             raise ConfigError(
-                f"run {self.path.name} keeps no average {asked!r}{nearest(asked, [*names, 'none'])}"
+                f"{quote(asked)}: the width of a power average lies between {low} and {high}"
             )
-        return f"average-{asked or names[0]}"
+        kept = sources(self.path / "averages", found, self.recipe.optim.averages)
+        result = recombined(kept, width)
+        if result.left > UNLIKE:
+            raise ConfigError(
+                f"the {len(kept)} averages that run {self.path.name} has set aside cannot make "
+                f"{asked!r}: {result.left:.0%} of it would be missing; ask for another width"
+            )
+        return result
 
     def _try_preview(self, state: TrainState) -> None:
         """A picture that cannot be drawn or written must not end a training."""
@@ -602,6 +641,13 @@ class Run:
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
         fsops.rename(path, path.with_name(f"metrics-{stamp}.jsonl"))
         return True
+
+    def _set_aside(self, state: TrainState) -> None:
+        """Averages that cannot be written must not end a training: others are near."""
+        try:
+            checkpoints.set_aside(self.path / "averages", state, self.recipe.optim.powers)
+        except StorageError as error:
+            self._note(f"the averages at update {state.step} were not set aside: {error}")
 
     def _halved(self, event: Event) -> None:
         """Keep the micro-batch with which training goes on after memory ran out."""

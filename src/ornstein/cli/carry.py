@@ -111,9 +111,11 @@ def about_data(run: Any) -> list[str]:
 def _report_data(run: Any) -> None:
     for line in about_data(run):
         say(line)
+    from ornstein import fsops
+
     bad = run.dataset.bad
     if bad:
-        (run.path / "bad_files.tsv").write_text(bad_table(bad), encoding="utf-8")
+        fsops.replace(run.path / "bad_files.tsv", bad_table(bad).encode("utf-8"))
         say(f"{len(bad):,} unreadable files were skipped; {run.path}/bad_files.tsv lists them")
 
 

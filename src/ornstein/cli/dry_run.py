@@ -92,6 +92,9 @@ def costs(run: Run, found: Estimate) -> Iterator[str]:
     trained = "" if found.trained == found.parameters else f", {found.trained:,} of them trained"
     yield f"size: {found.parameters:,} parameters{trained}{averages}"
     yield f"disk: {_size(found.checkpoint)} for a checkpoint; two are kept, a third while saving"
+    aside = found.recipe.optim.snapshots * len(found.recipe.optim.powers)
+    if aside:
+        yield f"disk: {_size(4 * found.parameters * aside)} for {aside:,} averages set aside"
     place = "resident" if run.device.type == "cpu" else "allocated on the GPU"
     fits = found.micro_batch is None
     how = "as measured in a few updates" if fits else "by a count of tensors"

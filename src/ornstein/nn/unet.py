@@ -107,7 +107,9 @@ class UNetModule(nn.Module):
         layers = itertools.chain(self.down, self.middle, self.up)
         self.label_parts = [item.outside for item in layers if isinstance(item, Layer)]
         self.labels = nn.Linear(self.label_width, sum(self.label_parts))
-        self.to(memory_format=torch.channels_last)
+        for weight in self.parameters():
+            if weight.dim() == 4:  # as `encode` orders what they meet: none is copied in a step
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, label: Tensor, cond: Cond = NO_COND) -> Tensor:
         if cond.tokens is not None:
