@@ -34,6 +34,7 @@ from ornstein.training import TrainState
 
 FORMAT = 1
 KEEP = 2
+ENTRY, REST = 130, 2048  # bytes of a tensor's name and shape in a file's header, and of the JSON
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -94,7 +95,8 @@ def _write(
     temporary = folder / f".tmp-{state.step:08d}-{uuid.uuid4().hex[:8]}"
     try:
         fsops.make_inside(temporary)
-        needed = int(1.2 * sum(t.nbytes for group in groups.values() for t in group.values()))
+        sizes = [t.nbytes + ENTRY for group in groups.values() for t in group.values()]
+        needed = int(1.2 * sum(sizes)) + REST
         free = fsops.free_bytes(folder)
         if free < needed:
             raise StorageError(

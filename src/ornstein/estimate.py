@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ornstein import memory
+from ornstein.checkpoint import ENTRY, REST
 from ornstein.data.stream import Stream
 from ornstein.noise import Noise
 from ornstein.prepare import OVERHEAD, default_device, lengthened, update_seconds
@@ -212,9 +213,7 @@ def _count(run: Run, previews: bool) -> Count:
         points=(points[0], points[1]),
         preview=max(counter.points),
         waiting=2 * batch,  # this batch and the one that is read ahead
-        checkpoint=sum(groups)
-        + 130 * entries
-        + 2048,  # a header tells each tensor's name and shape
+        checkpoint=sum(groups) + ENTRY * entries + REST,
         saving=max(
             2 * _bytes(tensors) + _bytes([t for t in tensors if not t.is_contiguous()])
             for tensors in files
