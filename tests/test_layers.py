@@ -15,14 +15,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "ornstein"
 # `diffusion` and `data` share a line: siblings, with no arrow between them.
 LAYERS = [
     {"lazy", "errors", "allocator"},
-    {"choice", "fsops", "yamltree", "memory"},
+    {"choice", "fsops", "yamltree", "memory", "ranks"},
     {"noise", "scores"},
     {"nats", "nn"},
     {"data", "diffusion"},
     {"objectives", "sentences"},
     {"optim", "metrics", "features", "settings", "pictures", "charts"},
     {"training", "strips", "evaluation"},
-    {"checkpoint", "schedules"},
+    {"checkpoint", "schedules", "trackers"},
     {"averages", "recipe"},
     {"prepare", "log", "drift"},
     {"recipes", "run"},

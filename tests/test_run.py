@@ -183,6 +183,7 @@ NOTED = {
     "optim.decay": "none",
     "optim.compile": "off",
     "optim.recompute": True,
+    "optim.shard": "on",
     "optim.snapshots": 3,
 }
 REFUSED = {

@@ -89,8 +89,7 @@ def sources(
         Source(Profile(average.gamma, int(found.state["samples"])), found, file)
         for found in (*aside, newest)
         for average in averages
-        if isinstance(average, Power)
-        and f"{(file := f'average-{average.name}')}.safetensors" in found.manifest["files"]
+        if isinstance(average, Power) and (file := f"average-{average.name}") in found.names
     ]
 
 

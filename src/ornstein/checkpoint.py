@@ -5,7 +5,14 @@
 
 A save writes into a hidden folder beside these, flushes each file, writes the manifest (size and
 SHA-256 of every file) last, flushes it and the folder, and only then renames the folder to its
-step. "Latest" means the newest folder whose manifest parses and whose every byte is as hashed:
+step. Where ranks share the weights out, each writes its part (`torch.distributed.checkpoint`):
+
+    ckpt/step-00001234/model/shard-00001-*.safetensors ...    and so for averages and the optimizer
+
+and the lead writes the manifest once all have; parts are put together when they are read, so any
+number of processes can go on.
+
+"Latest" means the newest folder whose manifest parses and whose every byte is as hashed:
 safetensors notices a truncated file but not a flipped bit. Damaged folders are moved to
 `quarantine/` and named; nothing is deleted but checkpoints that a newer whole one has replaced.
 Averages that are set aside during training (`averages/`) have the same form, and all are kept.
@@ -17,7 +24,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
+import os
 import re
+import struct
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,15 +37,21 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ornstein import fsops
+from ornstein import fsops, ranks
 from ornstein.errors import CheckpointError, StorageError
 from ornstein.training import TrainState
 
 FORMAT = 1
 KEEP = 2
 ENTRY, REST = 130, 2048  # bytes of a tensor's name and shape in a file's header, and of the JSON
+SUFFIX = ".safetensors"
 _STEP = re.compile(r"step-(\d{8,})")
+_WORDS = struct.Struct(">4q")  # a SHA-256 as whole numbers, which ranks can exchange
+
+Files = dict[str, dict[str, Any]]
+"""By the name of a file in a checkpoint: its bytes and its SHA-256."""
 
 
 class Checkpoint(NamedTuple):
@@ -45,33 +61,66 @@ class Checkpoint(NamedTuple):
     manifest: dict[str, Any]
     state: dict[str, Any]
 
+    @property
+    def digest(self) -> str:
+        """A SHA-256 of all that it holds."""
+        return _digest(self.manifest)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it holds tensors of, such as `model`."""
+        files = [Path(name) for name in self.manifest["files"] if name.endswith(SUFFIX)]
+        found = (path.parent.name or path.name.removesuffix(SUFFIX) for path in files)
+        return tuple(sorted(set(found)))
+
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of `name`.safetensors, on the CPU."""
-        content = (self.folder / f"{name}.safetensors").read_bytes()
-        expected = self.manifest["files"][f"{name}.safetensors"]["sha256"]
-        if hashlib.sha256(content).hexdigest() != expected:
-            raise CheckpointError(f"{self.folder / name}.safetensors changed while it was read")
+        """The tensors of `name`, whole, on the CPU. Raises: CheckpointError where they are not as
+        the manifest says, or are none."""
+        files = self._files(name)
         try:
-            return safetensors.torch.load(content)
-        except SafetensorError as error:  # its manifest vouches for what somebody has put there
+            if files == [f"{name}{SUFFIX}"]:
+                return safetensors.torch.load(self._bytes(files[0]))
+            return _joined([self._bytes(file) for file in files])
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            # its manifest vouches for what somebody has put there
             raise CheckpointError(
-                f"{self.folder / name}.safetensors is no safetensors file ({error}); "
+                f"{self.folder / files[0]} is no safetensors file ({error}); "
                 "restore it, or train afresh with --fresh"
             ) from error
 
     def sha256(self, name: str) -> str:
-        """The SHA-256 of `name`.safetensors, by which other runs refer to these weights."""
-        return str(self.manifest["files"][f"{name}.safetensors"]["sha256"])
+        """The SHA-256 of the file or files of `name`, by which other runs refer to these
+        weights."""
+        found = [str(self.manifest["files"][file]["sha256"]) for file in self._files(name)]
+        return found[0] if len(found) == 1 else hashlib.sha256(repr(found).encode()).hexdigest()
+
+    def _files(self, name: str) -> list[str]:
+        """The file of `name`, or those of its parts."""
+        files = self.manifest["files"]
+        found = sorted(f for f in files if f == f"{name}{SUFFIX}" or f.startswith(f"{name}/"))
+        if not found:
+            raise CheckpointError(
+                f"{self.folder} holds no {name!r}; it has {', '.join(self.names)}"
+            )
+        return found
+
+    def _bytes(self, file: str) -> bytes:
+        content = (self.folder / file).read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.manifest["files"][file]["sha256"]:
+            raise CheckpointError(f"{self.folder / file} changed while it was read")
+        return content
 
 
 def save(folder: Path, state: TrainState, extra: Mapping[str, Any]) -> Path:
     """Write the whole training state as a checkpoint below `folder`; older ones are pruned.
 
-    extra: JSON values stored beside the step. Returns the checkpoint's folder.
-    Raises: StorageError; what was there before is untouched then.
+    extra: JSON values stored beside the step, the lead's. Returns the checkpoint's folder. All
+    ranks save together; where each holds everything, the lead writes it.
+    Raises: StorageError, on all ranks; what was there before is untouched then.
     """
     target = _write(folder, state, _tensors(state), extra)
-    _prune(folder)
+    if ranks.leads():
+        _prune(folder)
     return target
 
 
@@ -89,47 +138,143 @@ def _write(
     extra: Mapping[str, Any],
 ) -> Path:
     target = folder / f"step-{state.step:08d}"
-    if _verified(target) is not None:
-        return target
-    fsops.make_inside(folder)  # a run whose folder has gone must not come back as half a one
-    temporary = folder / f".tmp-{state.step:08d}-{uuid.uuid4().hex[:8]}"
+    # One name for all ranks, that of the lead.
+    token = ranks.from_lead(int.from_bytes(os.urandom(4), "big"))
+    temporary = folder / f".tmp-{state.step:08d}-{token:08x}"
+    leads = ranks.leads()
+    there = False
     try:
-        fsops.make_inside(temporary)
-        sizes = [t.nbytes + ENTRY for group in groups.values() for t in group.values()]
-        needed = int(1.2 * sum(sizes)) + REST
-        free = fsops.free_bytes(folder)
-        if free < needed:
-            raise StorageError(
-                f"a checkpoint needs {needed:,} bytes in {folder} and {free:,} are free; "
-                "free some space, then run the same command again"
-            )
-        files: dict[str, dict[str, Any]] = {}
-
-        def write(name: str, data: bytes) -> None:
-            fsops.write(temporary / name, data)
-            files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-        for name, group in groups.items():  # one after another: only one is in memory twice
-            write(f"{name}.safetensors", safetensors.torch.save(_separate(group)))
-        scalars = {"format": FORMAT, "step": state.step, "samples": state.samples, **extra}
-        write("state.json", json.dumps(scalars, indent=1).encode())
-        manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "step": state.step,
-            "torch": torch.__version__,
-            "files": files,
-        }
-        manifest["digest"] = _digest(manifest)
-        fsops.write(temporary / "manifest.json", _written(manifest))
-        fsops.flush_folder(temporary)
-        if target.exists():  # damaged, or it would have been returned above
-            _quarantine(target)
-        fsops.rename(temporary, target)
+        with ranks.alike():
+            if leads and not (there := _verified(target) is not None):
+                _begin(temporary, groups)
+        if ranks.from_lead(there):
+            return target
+        if state.sharded:
+            files = _write_parts(temporary, groups)
+        with ranks.alike():
+            if leads:
+                files = files if state.sharded else _write_whole(temporary, groups)
+                _publish(temporary, target, state, files, extra)
     except BaseException:
-        with contextlib.suppress(StorageError):  # the next start removes what is left
-            fsops.remove(temporary)
+        if leads:
+            with contextlib.suppress(StorageError):  # the next start removes what is left
+                fsops.remove(temporary)
         raise
     return target
+
+
+def _begin(temporary: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Make the folder of a checkpoint. Raises: StorageError where it would have no room."""
+    folder = temporary.parent
+    fsops.make_inside(folder)  # a run whose folder has gone must not come back as half a one
+    fsops.make_inside(temporary)
+    sizes = [t.nbytes + ENTRY for group in groups.values() for t in group.values()]
+    needed = int(1.2 * sum(sizes)) + REST
+    free = fsops.free_bytes(folder)
+    if free < needed:
+        raise StorageError(
+            f"a checkpoint needs {needed:,} bytes in {folder} and {free:,} are free; "
+            "free some space, then run the same command again"
+        )
+
+
+def _write_whole(temporary: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> Files:
+    """Write a file for each group, one after another: only one is in memory twice."""
+    files: Files = {}
+    for name, group in groups.items():
+        data = safetensors.torch.save(_separate(group))
+        fsops.write(temporary / f"{name}{SUFFIX}", data)
+        files[f"{name}{SUFFIX}"] = _entry(len(data), hashlib.sha256(data).digest())
+    return files
+
+
+def _write_parts(temporary: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> Files:
+    """Write, with all ranks, a folder for each group, in which each rank has a file."""
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save as save_together
+
+    with ranks.alike():
+        if ranks.leads():
+            for name in groups:
+                fsops.make_inside(temporary / name)
+    for name, group in groups.items():
+        writer = HuggingFaceStorageWriter(str(temporary / name), save_distributed=True)
+        try:
+            with ranks.watching():
+                save_together(dict(group), storage_writer=writer)
+        except CheckpointException as error:  # on all ranks
+            cause = next(iter(error.failures.values()))[0]
+            raise ranks.told_by_lead(
+                StorageError(f"cannot write {temporary / name}: {cause}; check the disk")
+            ) from error
+    # Each rank hashes some of the files, whoever has written them.
+    paths = sorted(temporary.glob(f"*/*{SUFFIX}"))
+    rows = []
+    with ranks.alike():
+        for index in range(ranks.rank(), len(paths), ranks.world()):
+            with fsops.explained(paths[index]), paths[index].open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").digest()
+                rows.append([index, os.fstat(file.fileno()).st_size, *_WORDS.unpack(digest)])
+    table = ranks.gathered(torch.tensor(rows, dtype=torch.int64).view(len(rows), 6))
+    return {
+        paths[index].relative_to(temporary).as_posix(): _entry(size, _WORDS.pack(*words))
+        for index, size, *words in sorted(table.tolist())
+    }
+
+
+def _publish(
+    temporary: Path, target: Path, state: TrainState, files: Files, extra: Mapping[str, Any]
+) -> None:
+    """Write what makes a checkpoint of the files in a folder, and give it its name."""
+    scalars = {"format": FORMAT, "step": state.step, "samples": state.samples, **extra}
+    content = json.dumps(scalars, indent=1).encode()
+    fsops.write(temporary / "state.json", content)
+    files["state.json"] = _entry(len(content), hashlib.sha256(content).digest())
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "step": state.step,
+        "torch": torch.__version__,
+        "files": files,
+    }
+    manifest["digest"] = _digest(manifest)
+    fsops.write(temporary / "manifest.json", _written(manifest))
+    for inside in sorted({(temporary / name).parent for name in files} - {temporary}):
+        fsops.flush_folder(inside)
+    fsops.flush_folder(temporary)
+    if target.exists():  # damaged, or there would have been nothing to write
+        _quarantine(target)
+    fsops.rename(temporary, target)
+
+
+def _entry(size: int, digest: bytes) -> dict[str, Any]:
+    return {"bytes": size, "sha256": digest.hex()}
+
+
+def _joined(contents: list[bytes]) -> dict[str, Tensor]:
+    """The whole tensors of files that hold parts of them.
+
+    Raises: ValueError where parts are missing, so that what a file says cannot take more memory
+    than it has bytes.
+    """
+    found: dict[str, list[tuple[list[int], Tensor]]] = {}
+    for content in contents:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        places = json.loads(header["__metadata__"]["DCP_SHARDING_INFO"])
+        for name, part in safetensors.torch.load(content).items():
+            found.setdefault(name, []).append((places[name]["saved_offsets"], part))
+    result = {}
+    for name, parts in found.items():
+        ends = [[o + n for o, n in zip(at, p.shape, strict=True)] for at, p in parts]
+        shape = [max(column) for column in zip(*ends, strict=True)]
+        if math.prod(shape) != sum(part.numel() for _, part in parts):
+            raise ValueError(f"parts of {name} are missing")
+        whole = torch.empty(shape, dtype=parts[0][1].dtype)
+        for at, part in parts:
+            place = [slice(o, o + n) for o, n in zip(at, part.shape, strict=True)]
+            whole[tuple(place)] = part
+        result[name] = whole
+    return result
 
 
 def _prune(folder: Path) -> None:
@@ -206,7 +351,9 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> None:
         if not (index.isdigit() and int(index) < len(parameters)):
             raise CheckpointError(f"{checkpoint.folder}: the optimizer's {key!r} fits no weight")
         parameter = parameters[int(index)]
-        if value.shape == parameter.shape:
+        if value.shape == parameter.shape and isinstance(parameter, DTensor):
+            value = _part(value, parameter)
+        elif value.shape == parameter.shape:
             # As it lies in memory, too: the fused update takes all its tensors to lie alike.
             value = torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)
         per_parameter.setdefault(int(index), {})[name] = value
@@ -217,19 +364,24 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> None:
 
 def load_weights(checkpoint: Checkpoint, name: str, module: torch.nn.Module) -> None:
     """Load `name`.safetensors into a module, strictly."""
-    if f"{name}.safetensors" not in checkpoint.manifest["files"]:
-        known = [n.removesuffix(".safetensors") for n in checkpoint.manifest["files"]]
-        raise CheckpointError(
-            f"{checkpoint.folder} holds no {name!r}; it has {', '.join(sorted(known))}"
-        )
+    tensors = checkpoint.tensors(name)
+    own = module.state_dict()
     try:
-        module.load_state_dict(checkpoint.tensors(name))
+        module.load_state_dict({key: _part(t, own.get(key)) for key, t in tensors.items()})
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip().rstrip(".")
         raise CheckpointError(
             f"the weights in {checkpoint.folder} do not fit this model ({first}); "
             "its recipe has changed since they were saved: put the old recipe.yaml back"
         ) from error
+
+
+def _part(whole: Tensor, like: Tensor | None) -> Tensor:
+    """A tensor that every rank has, as another one is: whole, or this rank's part of it."""
+    if not isinstance(like, DTensor) or whole.shape != like.shape:
+        return whole
+    given = whole.to(like.device)
+    return distribute_tensor(given, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
@@ -283,7 +435,12 @@ def _verified(folder: Path) -> Checkpoint | None:
             )
         for name, expected in manifest["files"].items():
             path = folder / name
-            if path.parent != folder or path.stat().st_size != expected["bytes"]:
+            inside = Path(name)
+            if (
+                inside.is_absolute()
+                or ".." in inside.parts
+                or path.stat().st_size != expected["bytes"]
+            ):
                 return None
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:

@@ -9,8 +9,8 @@ whole checkpoint.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
@@ -20,7 +20,7 @@ from ornstein.charts import Curve, Panel, chart
 from ornstein.data.images import cache_folder
 from ornstein.errors import CheckpointError, OrnsteinError
 from ornstein.features.select import extractor_for
-from ornstein.log import last_line
+from ornstein.log import progress
 from ornstein.scores import Estimate, Scores, read
 from ornstein.strips import stacked, strips
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ornstein.diffusion.sampling import Sampling
     from ornstein.run import Run
 
-LIVE = 30.0  # seconds since the last update of a run that is being trained
 STRIP = 10  # samples of each row in the picture
 POINTS = 2000  # of vector data, drawn as a cloud
 WIDTH = 1600  # of a picture without a chart, in pixels
@@ -73,8 +72,9 @@ def compared(
 
     fresh: measure anew what is stored already.
     """
+    states: dict[Path, str] = {}  # one for all rows of a run, though it goes on meanwhile
     for run, how in pairs:
-        state = state_of(run)
+        state = states.setdefault(run.path, state_of(run))
         try:
             scores = None if fresh else stored(run, how, asked)
             scores = scores or run.scores(generation=how, **asked._asdict())
@@ -96,15 +96,8 @@ def still(runs: Iterable[Run], average: str) -> Iterator[None]:
 
 
 def state_of(run: Run) -> str:
-    """`finished`, `34 %` or `not trained yet`, and whether it is being trained now."""
-    log = run.path / "metrics.jsonl"
-    last = last_line(log)
-    if last is None:
-        return "not trained yet"
-    if last["samples"] >= run.total:
-        return "finished"
-    live = time.time() - log.stat().st_mtime < LIVE
-    return f"{last['samples'] / run.total:.0%}{', live' if live else ''}"
+    """`finished`, `training, 34%`, `stopped at 34%` or `not trained yet`."""
+    return progress(run.path, run.total).state
 
 
 def stored(run: Run, how: Sampling, asked: Asked) -> Scores | None:

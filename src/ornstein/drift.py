@@ -18,7 +18,7 @@ NOTED = tuple(
     f"optim.{name}"
     for name in (
         *("samples", "minutes", "micro_batch", "lr", "betas", "eps", "weight_decay", "clip"),
-        *("warmup", "decay", "compile", "recompute", "snapshots"),
+        *("warmup", "decay", "compile", "recompute", "shard", "snapshots"),
     )
 )
 

@@ -11,9 +11,10 @@ from typing import NoReturn
 
 
 class OrnsteinError(Exception):
-    """An error that a user can act on."""
+    """An error that a user can act on. shared: another process of the same work tells it."""
 
     code = 2
+    shared = False
 
 
 class ConfigError(OrnsteinError, ValueError):
@@ -50,6 +51,12 @@ class OutOfMemory(OrnsteinError):
     """The device has too little memory for this micro-batch."""
 
     code = 7
+
+
+class ProcessLost(OrnsteinError):
+    """Another process of the same training cannot be reached any more."""
+
+    code = 8
 
 
 @contextlib.contextmanager

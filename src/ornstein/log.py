@@ -1,4 +1,10 @@
-"""The log of a run, one line for each update, and the lock that lets one process write it."""
+"""The log of a run, one line for each update, the lock that lets one process write it, and what
+others can see of both meanwhile.
+
+Who looks whether a run is in training asks for a shared lock, for an instant, and gets it if nobody
+trains. A training that starts in that instant is refused the lock; but it gets a shared one, which
+it would not beside another training, so it tells the two apart, and tries again.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +13,34 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ornstein import fsops
 from ornstein.errors import StorageError
 
 if TYPE_CHECKING:
+    from ornstein.trackers import Following
     from ornstein.training import Event
 
 FLUSH_SECONDS = 1.0
+SPAN = 30.0  # seconds of training over which its speed is measured
+TAIL = 1 << 16  # bytes at the end of a log that are read for it
+LIVE = 30.0  # seconds since the last line of a run in training, where a lock tells nothing
 
 
 class Log:
     """`metrics.jsonl`: updates wait in memory for a second at most, since reading a loss waits
-    for the device, and longer where the disk is full. A context manager."""
+    for the device, and longer where the disk is full. A context manager.
 
-    def __init__(self, path: Path) -> None:
+    followers: what is told as soon as there are new lines.
+    """
+
+    def __init__(self, path: Path, followers: Sequence[Following] = ()) -> None:
         self._path = path
+        self._followers = followers
         self._file = fsops.open_to_append(path)
         self._whole = os.fstat(self._file).st_size  # bytes, up to the end of the last whole line
         self._waiting: list[Event] = []
@@ -56,6 +71,8 @@ class Log:
         fsops.append(self._file, content, self._path)
         self._whole += len(content)
         self._waiting.clear()
+        for follower in self._followers:
+            follower.follow()
         self._flushed = time.monotonic()
 
     def sync(self) -> int:
@@ -116,11 +133,42 @@ def _try_lock(file: int) -> bool:
         import fcntl
     except ImportError:  # Windows has no flock; there one run must not be trained twice at once
         return True
+    while True:
+        for operation in (fcntl.LOCK_EX, fcntl.LOCK_SH):
+            try:
+                fcntl.flock(file, operation | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            if operation == fcntl.LOCK_EX:
+                return True
+            fcntl.flock(file, fcntl.LOCK_UN)
+            time.sleep(1e-3)  # somebody only looks, see `in_training`
+            break
+        else:
+            return False
+
+
+def in_training(path: Path) -> bool | None:
+    """Whether a process holds the run now; None where this system cannot tell. It only looks."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        file = os.open(path / "lock", os.O_RDONLY)
+    except FileNotFoundError:
         return False
-    return True
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+    return False
 
 
 def _line(event: Event) -> str:
@@ -137,17 +185,75 @@ def _line(event: Event) -> str:
     return json.dumps(values) + "\n"
 
 
-def last_line(path: Path) -> dict[str, float] | None:
-    """The last whole line of a log; a torn one is left out."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        lines = file.read().splitlines()
-    for line in reversed(lines):
-        try:
-            value: dict[str, float] = json.loads(line)
-            return value
-        except ValueError:
-            continue
-    return None
+class Progress(NamedTuple):
+    """How far a run is. training: whether a process trains it now. rate: samples a second of late,
+    0 where there is too little to tell. age: seconds since the last line. loss: None before it."""
+
+    samples: int
+    total: int
+    loss: float | None
+    training: bool
+    rate: float
+    age: float
+
+    @property
+    def left(self) -> float:
+        """Seconds to the end at this rate; 0 where nothing is known."""
+        return max(0, self.total - self.samples) / self.rate if self.rate else 0.0
+
+    @property
+    def state(self) -> str:
+        """In a few words."""
+        share = f"{int(100 * self.samples / self.total)}%"  # 100% at the end alone
+        if self.training:
+            return f"training, {share}"
+        if self.loss is None:
+            return "not trained yet"
+        return "finished" if self.samples >= self.total else f"stopped at {share}"
+
+
+def progress(run: Path, total: int) -> Progress:
+    """How far the run in a folder is, of `total` samples; another process may be training it."""
+    log = run / "metrics.jsonl"
+    held = in_training(run)  # before the log, which is whole then if the run ends meanwhile
+    lines = tail(log)
+    try:
+        age = max(0.0, time.time() - log.stat().st_mtime)
+    except OSError:
+        age = 0.0
+    last = lines[-1] if lines else None
+    return Progress(
+        samples=int(last["samples"]) if last else 0,
+        total=total,
+        loss=last["loss"] if last else None,
+        training=held if held is not None else last is not None and age < LIVE,
+        rate=_rate(lines),
+        age=age,
+    )
+
+
+def _rate(lines: list[dict[str, float]]) -> float:
+    """Samples a second of the last half minute that was spent on updates."""
+    samples = seconds = 0.0
+    for earlier, line in reversed(list(pairwise(lines))):
+        if seconds and seconds + line["seconds"] > SPAN:
+            break
+        samples += line["samples"] - earlier["samples"]
+        seconds += line["seconds"]
+    return samples / seconds if seconds else 0.0
+
+
+def tail(path: Path) -> list[dict[str, float]]:
+    """The last lines of a log, oldest first; what is torn is left out."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            content = file.read()
+    except OSError:
+        return []
+    lines = []
+    for line in content.splitlines():
+        with contextlib.suppress(ValueError):
+            if isinstance(value := json.loads(line), dict):
+                lines.append(value)
+    return lines

@@ -96,6 +96,11 @@ class Optim(Choice):
     )
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    shard: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="whether several processes share the weights out (FSDP2): auto, where one "
+        "GPU cannot hold them all",
+    )
     recompute: bool = Field(
         False, description="gradient checkpointing: less memory for a third more work"
     )

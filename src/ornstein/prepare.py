@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ornstein import ranks
 from ornstein.choice import Choice, Load, RunRef
 from ornstein.data.stream import Stream
 from ornstein.errors import ConfigError, of_section
@@ -65,12 +66,13 @@ def lengthened(recipe: Recipe, seconds: Sequence[float]) -> Recipe:
     # The mean: what a busy machine takes away now and then, it will take away later, too.
     rate = optim.batch / float(np.mean(seconds))
     samples = max(optim.batch, int((1 - OVERHEAD) * rate * 60 * optim.minutes))
+    samples = ranks.from_lead(samples)
     return recipe.model_copy(update={"optim": optim.model_copy(update={"samples": samples})})
 
 
 def update_seconds(recipe: Recipe, dataset: Dataset, load: Load) -> list[float]:
     """The seconds that each of a few updates takes: three at least, after three to warm up, but
-    only one where that takes longer than all of them should."""
+    only one where that takes longer than all of them should. All ranks measure together."""
     optim = recipe.optim
     learner = recipe.learner(dataset.info, load).to(default_device())
     trial = optim.model_copy(update={"samples": 10**12})
@@ -86,10 +88,11 @@ def update_seconds(recipe: Recipe, dataset: Dataset, load: Load) -> list[float]:
     for event in events:
         if event.step > 3:  # the first updates warm caches up, the very first may compile
             times.append(event.seconds)
-        elif event.step > 1 and event.seconds > 4 * budget:
+        endless = 1 < event.step <= 3 and event.seconds > 4 * budget
+        if endless:
             times = [event.seconds]  # nobody waits for more of these
-            break
-        if len(times) >= 3 and sum(times) > budget:
+        enough = endless or (len(times) >= 3 and sum(times) > budget)
+        if ranks.from_lead(enough):
             break
     events.close()  # type: ignore[attr-defined]
     return times

@@ -110,7 +110,7 @@ class Recipe(Choice):
         kept = chosen(self)
         for name in ("generation", "preview"):
             kept.pop(name, None)
-        for name in ("samples", "minutes", "micro_batch", "recompute", "snapshots"):
+        for name in ("samples", "minutes", "micro_batch", "recompute", "shard", "snapshots"):
             kept.get("optim", {}).pop(name, None)
         text = json.dumps(kept, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]

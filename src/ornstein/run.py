@@ -25,7 +25,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from ornstein import checkpoint as checkpoints
-from ornstein import fsops, memory, pictures
+from ornstein import fsops, memory, pictures, ranks
 from ornstein import scores as records
 from ornstein.averages import Recombined, recombined, sources
 from ornstein.choice import Choice, RunRef
@@ -61,7 +61,8 @@ from ornstein.prepare import check, concrete, default_device, measured, pinned
 from ornstein.recipe import Generation, Recipe, stored
 from ornstein.scores import Made, Scores, Split
 from ornstein.settings import difference, resolve
-from ornstein.training import Event, Learner, TrainState, train
+from ornstein.trackers import Following, Tracker
+from ornstein.training import Event, Learner, TrainState, reshard, train
 from ornstein.yamltree import show
 
 UNLIKE = 0.1  # the share of an average's weighting that may be missing when it is made of others
@@ -74,7 +75,9 @@ PREVIEW_SEED = 0
 class Run:
     """A run folder. Make one with `Run.create`, or open one with `Run.open`.
 
-    recipe: the resolved recipe. info: the data, in native values.
+    recipe: the resolved recipe. info: the data, in native values. stopped: what `train` was
+    stopped with, 0 for nothing. On several ranks every one calls each verb alike; all of them get
+    the whole result, and the lead alone writes to the folder.
     """
 
     def __init__(self, path: Path, recipe: Recipe, info: DataInfo) -> None:
@@ -82,6 +85,7 @@ class Run:
         self.recipe = recipe
         self.info = info
         self.device = default_device()
+        self.stopped = 0
         self._models: dict[tuple[str, int], Learner] = {}
         self._held: checkpoints.Checkpoint | None = None
         self._dataset: Dataset | None = None
@@ -108,10 +112,13 @@ class Run:
         run = cls.plan(recipe, runs, name, allow, progress)
         if run.recipe.optim.samples is None:
             run.recipe = measured(run.recipe, run.dataset, loader(type(recipe)))
-        if run.exists:
-            run._record(recipe)
-        else:
-            run._make(recipe, provenance or {})
+        with ranks.alike():
+            if not ranks.leads():
+                pass
+            elif run.exists:
+                run._record(recipe)
+            else:
+                run._make(recipe, provenance or {})
         return run
 
     @classmethod
@@ -125,7 +132,19 @@ class Run:
     ) -> Run:
         """What `create` would return, but no run is written, and a length in minutes that has to
         be measured is not: `recipe.optim.samples` is None then. Raises: as `create`."""
-        path = Path(runs) / (recipe.run_name() if name is None else checked_name(name))
+        # The lead reads the data first, so that others find what it has kept of it.
+        return ranks.in_turn(lambda: cls._plan(recipe, Path(runs), name, allow, progress))
+
+    @classmethod
+    def _plan(
+        cls,
+        recipe: Recipe,
+        runs: Path,
+        name: str | None,
+        allow: tuple[str, ...],
+        progress: Callable[[int, int], None] | None,
+    ) -> Run:
+        path = runs / (recipe.run_name() if name is None else checked_name(name))
         dataset = recipe.data.load(progress)
         schema = type(recipe)
         if (path / "recipe.yaml").exists():
@@ -232,77 +251,118 @@ class Run:
             checkpoints.restore(found, state)
         return state
 
-    def train(self, *, save_every: float = 60.0, previews: bool = True) -> Iterator[Event]:
+    def train(
+        self,
+        *,
+        save_every: float = 60.0,
+        previews: bool = True,
+        stop: Callable[[], int] = lambda: 0,
+        trackers: Sequence[type[Tracker]] = (),
+    ) -> Iterator[Event]:
         """Train to the end, from the last checkpoint on, yielding an event after each update.
 
-        Saves every `save_every` seconds, at the end, and when the caller stops iterating. Bit for
-        bit, the end does not depend on where or how often training was interrupted (same machine
-        type, torch build, thread and device count).
+        Saves every `save_every` seconds, at the end, and when it is stopped: by the caller, who
+        stops iterating, or because `stop`, asked after each update, returns a number other than 0
+        on any rank. (Several ranks have to be stopped that way, since all must stop alike; the
+        number is that of a signal, say, and `stopped` says what it was.) Bit for bit, the end
+        does not depend on where or how often training was interrupted (same machine type, torch
+        build, thread and device count).
         A save that fails is tried again after the next interval, three times in all.
+        trackers: other programs that show what is logged, see `ornstein.trackers`.
         Raises: StorageError where another process trains this run, or where it cannot be saved;
         and what `train` raises.
         """
         if not save_every > 0:
             raise ConfigError(f"save_every must be a number of seconds above 0, got {save_every}")
-        with locked(self.path) as check_folder:
-            for name in ("ckpt", "averages"):
-                for sentence in checkpoints.repair(self.path / name):
-                    self._note(sentence)
+        self.stopped = 0
+        with contextlib.ExitStack() as held:
+            check_folder: Callable[[], None] | None = None
+            with ranks.alike():
+                if ranks.leads():
+                    check_folder = held.enter_context(locked(self.path))
+                    for name in ("ckpt", "averages"):
+                        for sentence in checkpoints.repair(self.path / name):
+                            self._note(sentence)
+            with ranks.alike():
+                found = checkpoints.latest(self.path / "ckpt")
+            self._same_for_all(found)
             state = self.state()
-            found = checkpoints.latest(self.path / "ckpt")
-            if found is not None:
-                cut(self.path / "metrics.jsonl", int(found.state["metrics_bytes"]))
-            elif self._log_of_lost_checkpoints():
-                self._note("there are no checkpoints; the old metrics are kept beside the new")
+            log: Log | None = None
+            with ranks.alike():
+                if ranks.leads():
+                    if found is not None:
+                        cut(self.path / "metrics.jsonl", int(found.state["metrics_bytes"]))
+                    elif self._log_of_lost_checkpoints():
+                        self._note(
+                            "there are no checkpoints; the old metrics are kept beside the new"
+                        )
+                    followers = [
+                        held.enter_context(Following(self.path, kind, self._note))
+                        for kind in trackers
+                    ]
+                    log = held.enter_context(Log(self.path / "metrics.jsonl", followers))
             recipe = self.recipe
-            source = Stream(self.dataset, recipe.seed, recipe.objective.range, recipe.augment)
-            with Log(self.path / "metrics.jsonl") as log:
+            with ranks.alike():
+                source = Stream(self.dataset, recipe.seed, recipe.objective.range, recipe.augment)
 
-                def save() -> None:
-                    check_folder()
-                    extra = {"seed": self.recipe.seed, "data": self.info.fingerprint}
-                    extra |= {"metrics_bytes": log.sync()}
-                    checkpoints.save(self.path / "ckpt", state, extra)
+            def save() -> None:
+                extra = {"seed": self.recipe.seed, "data": self.info.fingerprint}
+                with ranks.alike():
+                    if check_folder is not None and log is not None:
+                        check_folder()
+                        extra |= {"metrics_bytes": log.sync()}
+                checkpoints.save(self.path / "ckpt", state, extra)
 
-                yield from self._updates(state, source, log, save, save_every, previews)
+            yield from self._updates(state, source, log, save, save_every, previews, stop)
 
     def _updates(
         self,
         state: TrainState,
         source: Stream,
-        log: Log,
+        log: Log | None,
         save: Callable[[], None],
         save_every: float,
         previews: bool,
+        stop: Callable[[], int],
     ) -> Iterator[Event]:
         due = _PreviewClock()
         missed, saved_at, saved_step = 0, time.monotonic(), state.step
         seen = state.samples
         try:
             for event in train(state, source, self.recipe.optim, self.total, self.recipe.seed):
-                log.add(event)
+                if log is not None:
+                    log.add(event)
                 if event.micro_batch != self.recipe.optim.micro_batch:
                     self._halved(event)
                 count = self.recipe.optim.snapshots
                 if state.samples * count // self.total > seen * count // self.total:
                     self._set_aside(state)
                 seen = state.samples
-                if time.monotonic() - saved_at > save_every or state.samples >= self.total:
+                # The lead's clock counts, and a signal to any of the ranks.
+                leads, last = ranks.leads(), state.samples >= self.total
+                late = time.monotonic() - saved_at > save_every
+                self.stopped, saves, draws = ranks.agreed(
+                    stop(), leads and late, leads and previews and due.after(event)
+                )
+                if saves or last or self.stopped:
                     try:
                         save()
                         missed, saved_step = 0, state.step
                     except StorageError as error:  # a full disk may have room again by then
                         missed += 1
-                        if missed == MISSES or state.samples >= self.total or not self.exists:
+                        if missed == MISSES or last or self.stopped or not self.exists:
                             raise
                         self._note(f"update {state.step} was not saved, the next will be: {error}")
                     saved_at = time.monotonic()
-                if previews and due.after(event):
+                    (self.stopped,) = ranks.agreed(self.stopped or stop())  # during the save
+                if draws:
                     self._try_preview(state)
                     due.done()
                 yield event
+                if self.stopped:
+                    return
         except GeneratorExit:
-            if state.step > saved_step:
+            if state.step > saved_step and ranks.world() == 1:
                 save()
             raise
         if previews and state.step > 0:
@@ -338,12 +398,8 @@ class Run:
                 "free here; draw fewer, or in parts with other seeds"
             )
         model = self.learner(average).model
-        drawn = []
-        for start in range(first, first + n, batch):
-            ids = range(start, min(start + batch, first + n))
-            *_, last = self._states(model, generation or self.recipe.generation, ids, seed)
-            drawn.append(self.native(last))
-        return np.concatenate(drawn)
+        ids, how = range(first, first + n), generation or self.recipe.generation
+        return self._drawn(model, how, ids, seed, batch)
 
     @torch.no_grad()
     def states(
@@ -360,6 +416,17 @@ class Run:
         model = self.learner(average).model
         states = self._states(model, generation or self.recipe.generation, range(n), seed)
         return [self.native(x) for x in states]
+
+    def _drawn(self, model: Any, how: Generation, ids: range, seed: int, batch: int) -> np.ndarray:
+        """The samples `ids` in native values, of which each rank draws some."""
+        drawn = []
+        own = _share(ids, batch)
+        with ranks.alike():
+            for part in own or [ids[:1]]:  # where networks are sharded, all ranks must call them
+                *_, last = self._states(model, how, part, seed)
+                drawn.append(self.native(last))
+        kept = np.concatenate(drawn)[: sum(map(len, own))]
+        return ranks.gathered(torch.from_numpy(kept)).numpy()
 
     def _states(
         self, model: Any, generation: Generation, ids: range, seed: int
@@ -409,13 +476,18 @@ class Run:
         scaled = self.recipe.at_model_scale(self.info)
         a, b = self.info.affine(self.recipe.objective.range)
         found: list[Nats] = []
-        for start in range(0, len(x), batch):
-            values = torch.from_numpy(x[start : start + batch]).to(self.device, torch.float32)
-            ids = torch.arange(start, start + len(values), device=self.device)
-            noise = Noise.of(seed, "likelihood", ids)
-            found.append(how.likelihood(model, scaled, values * a + b, noise))
+        own = _share(range(len(x)), batch)
+        with ranks.alike():
+            for part in own or [range(1)]:
+                values = torch.from_numpy(x[part.start : part.stop]).to(self.device, torch.float32)
+                ids = torch.tensor(part, device=self.device)
+                noise = Noise.of(seed, "likelihood", ids)
+                found.append(how.likelihood(model, scaled, values * a + b, noise))
+        count = sum(map(len, own))
         parts = {
-            name: torch.cat([nats.parts[name].double().cpu() for nats in found])
+            name: ranks.gathered(
+                torch.cat([nats.parts[name].double().cpu() for nats in found])[:count]
+            )
             for name in found[0].parts
         }
         if self.info.bins is None and a != 1:  # a density per native value
@@ -423,12 +495,25 @@ class Run:
             parts["scale"] = torch.full((len(x),), float(change), dtype=torch.float64)
         return Nats(parts, found[0].exact)
 
+    def _same_for_all(self, found: checkpoints.Checkpoint | None) -> None:
+        """Refuse to go on from different checkpoints. Raises: CheckpointError on all ranks."""
+        mark = 0 if found is None else int(found.digest[:15], 16)
+        highest, lowest = ranks.agreed(mark, -mark)
+        if highest != -lowest:
+            raise ranks.told_by_lead(
+                CheckpointError(
+                    f"the processes see different checkpoints in {self.path / 'ckpt'}; "
+                    "they must share this folder: choose one with --runs"
+                )
+            )
+
     def preview(self, n: int = 16) -> Path:
         """Draw `n` samples of the last checkpoint at the fixed preview seed into `previews/`."""
         found = checkpoints.latest(self.path / "ckpt")
         step = 0 if found is None else int(found.state["step"])
         x = self.generate(n, PREVIEW_SEED, generation=self.recipe.preview)
-        return self._write_preview(x, step)
+        with ranks.alike():
+            return self._write_preview(x, step)
 
     def scores(
         self,
@@ -457,14 +542,19 @@ class Run:
         from ornstein.features.select import extractor_for
 
         path, cache = self.path / "scores.json", cache_folder()
-        # What can be refused is refused before the work.
-        records.read(path)
+        how = generation or self.recipe.generation
+
         with self.still(average):
-            eye = extractor_for(self.dataset, 0, cache, extractor, self.device)
-            reference = reference_for(self.dataset, eye, seed, count=n, split=split, cache=cache)
-            how = generation or self.recipe.generation
+            with ranks.alike():
+                if ranks.leads():  # what can be refused is refused before the work
+                    records.read(path)
+                    eye = extractor_for(self.dataset, 0, cache, extractor, self.device)
+                    reference = reference_for(
+                        self.dataset, eye, seed, count=n, split=split, cache=cache
+                    )
             started = time.monotonic()
             samples = self.generate(n, seed, generation=generation, average=average, batch=250)
+            seconds = (time.monotonic() - started) / n
             made = Made(
                 weights=self.weights(average),
                 average=self._average(average),
@@ -473,18 +563,24 @@ class Run:
                 if isinstance(how, Choice)
                 else {"kind": _kind(how)},
                 evaluations=getattr(how, "evaluations", None),
-                seconds=(time.monotonic() - started) / n,
+                seconds=seconds,
             )
-            result = score(self.dataset, samples, eye, seed, reference, split=split, made=made)
             unseen = self.dataset.held_out
+            bound = None
             if likelihood and len(unseen) and isinstance(how, Likelihood) and how.no_law is None:
                 chosen = permutation(0, "likelihood", 0, len(unseen))[:likelihood].numpy()
                 x = self.dataset.x[np.sort(unseen[chosen])]
                 nats = self.nats(x, seed, generation=how, average=average, batch=250)
                 bound = bound_of(nats, self.info.shape, "held_out")
+        text = ""
+        with ranks.alike():
+            if ranks.leads():
+                result = score(self.dataset, samples, eye, seed, reference, split=split, made=made)
                 result = result.model_copy(update={"likelihood": bound})
-        records.add(path, result)
-        return result
+                records.add(path, result)
+                text = result.model_dump_json()
+        told = ranks.text_from_lead(text)
+        return result if ranks.leads() else Scores.model_validate_json(told)
 
     # Parts
 
@@ -610,6 +706,8 @@ class Run:
         try:
             self._preview_of(state)
         except (OrnsteinError, RuntimeError) as error:
+            if ranks.world() > 1 and not isinstance(error, OrnsteinError):
+                raise  # the others would wait for this one
             self._note(f"no preview after update {state.step}: {error}")
 
     @torch.no_grad()
@@ -620,16 +718,19 @@ class Run:
         learner.eval()
         how = self.recipe.preview or self.recipe.generation
         try:
-            *_, x = self._states(learner.model, how, range(n), PREVIEW_SEED)
+            x = self._drawn(learner.model, how, range(n), PREVIEW_SEED, n)
         finally:
             for module, training in modes:
                 module.training = training
-        self._write_preview(self.native(x), state.step)
+            reshard(learner)
+        with ranks.alike():
+            self._write_preview(x, state.step)
 
     def _write_preview(self, x: np.ndarray, step: int) -> Path:
-        fsops.make_inside(self.path / "previews")
         path = self.path / "previews" / f"step-{step:08d}.png"
-        fsops.replace(path, pictures.png(pictures.picture(x, self.info)))
+        if ranks.leads():
+            fsops.make_inside(path.parent)
+            fsops.replace(path, pictures.png(pictures.picture(x, self.info)))
         return path
 
     def _log_of_lost_checkpoints(self) -> bool:
@@ -660,7 +761,9 @@ class Run:
         fsops.replace(self.path / "recipe.yaml", self.recipe.stored())
 
     def _note(self, sentence: str) -> None:
-        """Tell the user, and keep the sentence in `notes.log`."""
+        """Tell the user, and keep the sentence in `notes.log`; the lead does."""
+        if not ranks.leads():
+            return
         logging.getLogger(__name__).warning("%s", sentence)
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {sentence}\n"
         with contextlib.suppress(StorageError):
@@ -777,6 +880,15 @@ def loader(schema: type[Recipe]) -> Callable[[RunRef], Any]:
         return run.learner(reference.average).model
 
     return load
+
+
+def _share(ids: range, batch: int) -> list[range]:
+    """The batches of `ids` that are this rank's to work on: a run of them, of the same number of
+    batches as every other rank's, or one more."""
+    rank, world = ranks.rank(), ranks.world()
+    size = min(batch, -(-len(ids) // world))  # smaller ones, rather than idle ranks
+    parts = [ids[start : start + size] for start in range(0, len(ids), size)]
+    return parts[len(parts) * rank // world : len(parts) * (rank + 1) // world]
 
 
 class _PreviewClock:

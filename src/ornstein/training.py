@@ -7,6 +7,10 @@ A step takes the samples at positions [n, n + batch) of the source, asks the lea
 per sample and updates with the gradient of Σ loss / batch. Nothing else depends on how these
 samples are spread over micro-batches or ranks: noise is keyed by position in the global batch,
 and metrics and statistics are sums. All that must be saved to continue is in `TrainState`.
+
+On several ranks every one holds all weights and they add up their gradients (DDP), or each holds a
+part of the weights, averages and moments and the networks are put together where they are used
+(FSDP2), see `sharded`.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,10 +26,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ornstein import memory
+from ornstein import memory, ranks
 from ornstein.allocator import keep_freed_memory
 from ornstein.data.info import Batch
 from ornstein.errors import ConfigError, NumericsError, OutOfMemory
@@ -35,6 +42,9 @@ from ornstein.objectives.base import AfterStep, Context, Loss, Objective
 if TYPE_CHECKING:
     from ornstein.data.stream import Source
     from ornstein.optim import Average, Optim
+
+
+SHARE = 0.7  # of a GPU's free memory, which weights and what is kept beside them may take
 
 
 class Learner(nn.Module):
@@ -55,13 +65,21 @@ class Learner(nn.Module):
 class TrainState:
     """Everything that training changes: weights, averages, optimizer, and how far it is.
 
-    `averages` maps the name of an average to a copy of the learner, buffers included.
+    `averages` maps the name of an average to a copy of the learner, buffers included. sharded:
+    whether each rank holds a part of them only; the learner that is given becomes that part.
     """
 
     def __init__(self, learner: Learner, optim: Optim) -> None:
         self.learner = learner
         self.samples = 0
         self.step = 0
+        self.averages = {average.name: _frozen_copy(learner) for average in optim.averages}
+        self.sharded = sharded(learner, optim)
+        if self.sharded:
+            narrow = precision(optim.precision, next(learner.parameters()).device) == "bf16"
+            _shard(learner, narrow)
+            for copies in self.averages.values():
+                _shard(copies)
         trained = [p for p in learner.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             trained,
@@ -71,7 +89,6 @@ class TrainState:
             weight_decay=optim.weight_decay,
             fused=True,
         )
-        self.averages = {average.name: _frozen_copy(learner) for average in optim.averages}
 
 
 class Event(NamedTuple):
@@ -105,8 +122,8 @@ def train(
     device = next(state.learner.parameters()).device
     if device.type == "cpu":
         keep_freed_memory()
-    rank, world = _rank_and_world()
-    forward = _wrapped(state.learner, optim, device)
+    rank, world = ranks.rank(), ranks.world()
+    forward = _wrapped(state, optim, device)
     job = _Job(state, forward, _autocast(optim, device), total, seed, device)
     micro, halved = optim.micro_batch, False
     _train_mode(state.learner)
@@ -132,8 +149,10 @@ def train(
             loss, metrics, stats, bad = sums
             norm = _grad_norm(state.learner, optim.clip)
             if not torch.isfinite(loss + norm):
+                bad = ranks.gathered(bad)
                 named = bad if len(bad) else torch.cat([batch.ids for batch in batches])
-                raise NumericsError(_not_finite(state.step, loss, norm, named))
+                error = NumericsError(_not_finite(state.step, loss, norm, named))
+                raise ranks.told_by_lead(error)
 
             lr = optim.lr_at(state.samples, total)
             for group in state.optimizer.param_groups:
@@ -188,8 +207,8 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 class _Sums(NamedTuple):
-    """Of an update: what the global batch adds up to, and this rank's samples whose loss is not
-    finite."""
+    """Of an update: what the global batch adds up to, and the ids of this rank's samples whose
+    loss is not finite."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
@@ -216,7 +235,8 @@ def _gradients(
         return _accumulate(job, batches, parts, count)
     except (RuntimeError, MemoryError) as error:
         if not memory.ran_out(error):
-            raise
+            with ranks.watching():
+                raise
     # Out of the handler, so that what the failed pass held is free.
     if job.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -225,7 +245,7 @@ def _gradients(
 
 def _accumulate(job: _Job, batches: list[Batch], parts: list[tuple[int, int]], count: int) -> _Sums:
     state, forward, autocast, total, seed, device = job
-    _, world = _rank_and_world()
+    world = ranks.world()
     sums: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
     bad: list[Tensor] = []
     for i, (batch, (start, stop)) in enumerate(zip(batches, parts, strict=True)):
@@ -233,9 +253,7 @@ def _accumulate(job: _Job, batches: list[Batch], parts: list[tuple[int, int]], c
         context = _context(state, total, seed, torch.arange(start, stop, device=device))
         key_dropout(state.learner, context.noise.child("dropout"))
         last = i == len(parts) - 1
-        # Ranks exchange gradients once, with the last micro-batch.
-        silent = forward.no_sync() if world > 1 and not last else contextlib.nullcontext()
-        with silent:
+        with _exchanging(state, forward, last):
             with autocast:
                 result: Loss = forward(batch, context)
             if result.per_sample.shape != (stop - start,):
@@ -254,8 +272,7 @@ def _accumulate(job: _Job, batches: list[Batch], parts: list[tuple[int, int]], c
         for name, value in result.stats.items():
             _add(sums, f"stats/{name}", value.detach())
     if world > 1:
-        for value in sums.values():
-            dist.all_reduce(value)
+        sums = _summed(sums)
     metrics = {
         name.removeprefix("metric/"): sums[name] / sums[name.replace("metric/", "weight/")]
         for name in sums
@@ -263,6 +280,30 @@ def _accumulate(job: _Job, batches: list[Batch], parts: list[tuple[int, int]], c
     }
     stats = {n.removeprefix("stats/"): v for n, v in sums.items() if n.startswith("stats/")}
     return _Sums(sums["loss"], metrics, stats, torch.cat(bad))
+
+
+def _exchanging(state: TrainState, forward: Any, last: bool) -> Any:
+    """Ranks exchange gradients once, with the last micro-batch."""
+    if state.sharded:
+        for part in state.learner.modules():
+            if isinstance(part, FSDPModule):
+                part.set_requires_gradient_sync(last, recurse=False)
+    elif ranks.world() > 1 and not last:
+        return forward.no_sync()
+    return contextlib.nullcontext()
+
+
+def _summed(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each sum over all ranks, in one exchange for each type of number."""
+    result = dict(sums)
+    for dtype in {value.dtype for value in sums.values()}:
+        names = [name for name in sums if sums[name].dtype == dtype]
+        flat = torch.cat([sums[name].reshape(-1) for name in names])
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [sums[name].numel() for name in names])
+        for name, part in zip(names, parts, strict=True):
+            result[name] = part.view(sums[name].shape)
+    return result
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
@@ -297,7 +338,8 @@ def _half(micro: int, halved: bool, world: int) -> int:
 def _grad_norm(learner: nn.Module, clip: float | None) -> Tensor:
     """The norm of the whole gradient, before it is clipped to `clip`."""
     limit = float("inf") if clip is None else clip
-    return nn.utils.clip_grad_norm_(learner.parameters(), limit, foreach=True)
+    norm = nn.utils.clip_grad_norm_(learner.parameters(), limit, foreach=True)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _not_finite(step: int, loss: Tensor, norm: Tensor, samples: Tensor) -> str:
@@ -318,11 +360,18 @@ def _update_averages(state: TrainState, averages: tuple[Average, ...], count: in
         copies = state.averages[average.name]
         kept = [*copies.parameters(), *copies.buffers()]
         beta = average.decay(state.samples, count)
-        pairs = [(k, c) for k, c in zip(kept, current, strict=True) if k.is_floating_point()]
+        pairs = [
+            (_own(k), _own(c)) for k, c in zip(kept, current, strict=True) if k.is_floating_point()
+        ]
         torch._foreach_lerp_([k for k, _ in pairs], [c for _, c in pairs], 1 - beta)
         for k, c in zip(kept, current, strict=True):
             if not k.is_floating_point():
                 k.copy_(c)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds: all of it, if it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def _frozen_copy(learner: Learner) -> Learner:
@@ -338,15 +387,66 @@ def _train_mode(learner: Learner) -> None:
             part.eval()
 
 
-def _rank_and_world() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+def sharded(learner: Learner, optim: Optim) -> bool:
+    """Whether each rank is to hold a part of the weights only: as `optim.shard` says, and by itself
+    where a GPU could not hold all that training keeps of them."""
+    if ranks.world() == 1 or optim.shard == "off":
+        return False
+    if optim.shard == "on":
+        return True
+    device = next(learner.parameters()).device
+    trained = sum(p.nbytes for p in learner.parameters() if p.requires_grad)
+    all_of_them = sum(p.nbytes for p in learner.parameters())
+    # Gradients and two moments beside the weights; what a step works on takes the rest.
+    needed = all_of_them * (1 + len(optim.averages)) + 3 * trained
+    return device.type == "cuda" and bool(
+        ranks.agreed(int(needed > SHARE * memory.free(device)))[0]
+    )
 
 
-def _wrapped(learner: Learner, optim: Optim, device: torch.device) -> nn.Module:
+def _shard(learner: Learner, narrow: bool = False) -> None:
+    """Leave this rank its part of each network's weights, layer by layer, so that one layer at a
+    time is put together. narrow: they are put together in bf16, which is what they are used in.
+
+    Raises: ConfigError for weights outside of networks, which nothing would put together.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    device = next(learner.parameters()).device
+    mesh = init_device_mesh(device.type, (ranks.world(),))
+    for parameter in learner.parameters():
+        parameter.data = parameter.data.contiguous()  # which is what can be sharded
+    # Inputs are left alone: noise labels need all their digits.
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if narrow else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    networks = [part for part in learner.modules() if getattr(part, "worth_compiling", False)]
+    for network in networks:
+        for part in network.modules():
+            if isinstance(part, Recomputable):
+                fully_shard(part, mesh=mesh, mp_policy=policy)
+        fully_shard(network, mesh=mesh, mp_policy=policy)
+    whole = [name for name, p in learner.named_parameters() if not isinstance(p, DTensor)]
+    if whole:
+        raise ConfigError(
+            f"this model cannot be sharded: {whole[0]} belongs to no network; write optim.shard=off"
+        )
+
+
+def reshard(learner: Learner) -> None:
+    """Give back what was put together to call networks outside of an update."""
+    for part in learner.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def _wrapped(state: TrainState, optim: Optim, device: torch.device) -> nn.Module:
     """The learner as it is called: its networks compiled where that pays, data-parallel where
     there are several ranks."""
+    learner = state.learner
     module: nn.Module = learner
     for part in learner.modules():
         if isinstance(part, Recomputable):
@@ -355,8 +455,12 @@ def _wrapped(learner: Learner, optim: Optim, device: torch.device) -> nn.Module:
         for part in learner.modules():
             if getattr(part, "worth_compiling", False):
                 part.compile()  # in place: names of weights stay as they are
-    if _rank_and_world()[1] > 1:
-        module = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+    if ranks.world() > 1 and not state.sharded:
+        with warnings.catch_warnings():  # its next name is not there in all versions yet
+            warnings.simplefilter("ignore", FutureWarning)
+            module = nn.parallel.DistributedDataParallel(
+                module, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
     return module
 
 

@@ -7,8 +7,11 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
+from ornstein.data.sources import Toy
 from ornstein.data.stream import Stream
-from ornstein.training import TrainState, train
+from ornstein.errors import NumericsError
+from ornstein.recipe import named
+from ornstein.training import TrainState, _own, train
 from tests.contracts.test_contracts import FAMILIES
 
 STEPS = 6
@@ -35,6 +38,46 @@ def worker(rank, recipe, micro, folder):
     result = weights_after(recipe, micro)
     torch.save(result, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+class Spoilt:
+    """A source with one sample that is not finite, at a position that one rank reads."""
+
+    def __init__(self, source, position):
+        self.source, self.position = source, position
+
+    def at(self, position, count):
+        batch = self.source.at(position, count)
+        if position <= self.position < position + count:
+            batch.x[self.position - position] = float("nan")
+        return batch
+
+
+def refusing(rank, shard, folder):
+    """Train on such a source; what is raised, and whether the weights are as they were."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    recipe = named("edm").but(data=Toy(name="moons", count=100))
+    optim = recipe.optim.model_copy(update={"batch": 20, "shard": shard})
+    dataset = recipe.data.load()
+    state = TrainState(recipe.learner(dataset.info, lambda _: None), optim)
+    stream = Stream(dataset, recipe.seed, recipe.objective.range)
+    events = train(state, Spoilt(stream, 33), optim, 200, recipe.seed)
+    next(events)
+    before = [p.detach().clone() for p in state.learner.parameters()]
+    with pytest.raises(NumericsError) as raised:
+        next(events)
+    assert state.step == 1
+    for old, new in zip(before, state.learner.parameters(), strict=True):
+        assert torch.equal(_own(old), _own(new))
+    assert f"(samples {stream.ids(33, 1)[0]})" in str(raised.value)
+    assert raised.value.shared == (rank == 1)  # the lead tells it
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("shard", ["off", "on"])
+def test_a_value_that_is_not_finite_on_one_rank_updates_none(shard, tmp_path):
+    multiprocessing.spawn(refusing, (shard, str(tmp_path)), nprocs=2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,6 +13,7 @@ ENGLISH = (
     "docs/data.md",
     "docs/measuring.md",
     "docs/reliability.md",
+    "docs/scaling.md",
     "docs/notation.md",
     "docs/equations.md",
 )

@@ -13,9 +13,11 @@ from pathlib import Path
 from cyclopts import App, CycloptsError, Parameter
 
 from ornstein import memory
+from ornstein.cli.together import ARGUMENTS, speaks
 from ornstein.cli.words import complaint, read
 from ornstein.errors import (
     ConfigError,
+    DataError,
     OrnsteinError,
     OutOfMemory,
     StorageError,
@@ -88,13 +90,16 @@ def run(arguments: Sequence[str]) -> int:
         before(unraisable)
 
     sys.unraisablehook = lost
+    words = ARGUMENTS.set(arguments)
     try:
         _check_place()
         code = build()(overrides(arguments), exit_on_error=False, print_error=False)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a reader that has gone can still be told apart
     except OrnsteinError as error:
-        return _fail(str(error), error.code)
+        # What is wrong with the words of a command, the lead finds as well.
+        told = error.shared or (isinstance(error, ConfigError | DataError) and not speaks())
+        return error.code if told else _fail(str(error), error.code)
     except CycloptsError as error:
         return _fail(complaint(error, list(COMMANDS)), ConfigError.code)
     except KeyboardInterrupt as stopped:  # a handler of a command's own tells which signal it was
@@ -107,6 +112,7 @@ def run(arguments: Sequence[str]) -> int:
         # An interrupt while libraries are imported can surface as any error of theirs.
         return _stopped(received) if received else _fail(*_cause(error))
     finally:
+        ARGUMENTS.reset(words)
         sys.unraisablehook = before
     return code if isinstance(code, int) else 0
 

@@ -9,12 +9,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ornstein import ranks
 from ornstein.cli.progress import clock, counted, show, watched
 from ornstein.cli.request import Request
 from ornstein.errors import printable
 
 if TYPE_CHECKING:
     from ornstein.data.info import BadFile, Originals
+    from ornstein.trackers import Tracker
+
+
+ECHO = 1.0  # seconds within which a second signal is the first one, passed on
 
 
 class Outcome(NamedTuple):
@@ -33,6 +38,7 @@ def carry_out(
     fresh: bool = False,
     allow: tuple[str, ...] = (),
     previews: bool = True,
+    trackers: Sequence[type[Tracker]] = (),
 ) -> Outcome:
     """Make or find the run that is asked for, and train it to its end or until it is stopped."""
     import torch
@@ -46,7 +52,9 @@ def carry_out(
     path = runs / (asked.recipe.run_name() if name is None else checked_name(name))
     if fresh:
         Run.plan(asked.recipe, path / "planned")  # what is refused must not move the old run
-        _set_aside(path)
+        with ranks.alike():
+            if ranks.leads():
+                _set_aside(path)
     if asked.recipe.optim.samples is None and not path.exists():
         say(f"measuring the speed, for a training of {asked.recipe.optim.minutes:g} minutes")
     run = Run.create(
@@ -67,22 +75,27 @@ def carry_out(
     source = Stream(run.dataset, recipe.seed, recipe.objective.range, recipe.augment)
     flops = flops_per_sample(learner, source, run.recipe.seed)
     bf16 = precision(run.recipe.optim.precision, run.device) == "bf16"
-    peak = matmul_peak(run.device, torch.bfloat16 if bf16 else torch.float32)
+    peak = ranks.world() * matmul_peak(run.device, torch.bfloat16 if bf16 else torch.float32)
     resumed = f", resumed at {start:,}" if start else ""
+    threads = torch.get_num_threads()
+    each = f"{ranks.world()} processes, each with " if ranks.world() > 1 else ""
     say(
         f"{run.path}: {parameters:,} parameters, {run.total:,} samples{resumed}, "
-        f"{run.device} with {torch.get_num_threads()} threads"
+        f"{run.device} with {each}{threads} thread{'s' * (threads != 1)}"
     )
     begun = time.monotonic()
-    with _stopping() as stop:
-        events = run.train(save_every=save_every, previews=previews)
+    with _stopping() as received:
+        events = run.train(
+            save_every=save_every,
+            previews=previews,
+            stop=lambda: received[0] if received else 0,
+            trackers=trackers,
+        )
         for _event in watched(events, start, run.total, flops, peak):
-            if stop:
-                break
-        events.close()  # type: ignore[attr-defined]
-    if stop and not run.finished:
+            pass
+    if run.stopped and not run.finished:
         say(f"\nstopped after a save; the same command goes on: {run.path}")
-        return Outcome(run, 128 + stop[0])
+        return Outcome(run, 128 + run.stopped)
     pictures = f"; pictures in {run.path / 'previews'}" if previews else ""
     say(f"trained in {clock(time.monotonic() - begun)}{pictures}")
     return Outcome(run, 0)
@@ -114,7 +127,7 @@ def _report_data(run: Any) -> None:
     from ornstein import fsops
 
     bad = run.dataset.bad
-    if bad:
+    if bad and ranks.leads():
         fsops.replace(run.path / "bad_files.tsv", bad_table(bad).encode("utf-8"))
         say(f"{len(bad):,} unreadable files were skipped; {run.path}/bad_files.tsv lists them")
 
@@ -160,14 +173,19 @@ def _set_aside(path: Path) -> None:
 def _stopping() -> Iterator[list[int]]:
     """Collect SIGINT, SIGTERM and SIGHUP, so that the update in progress is finished and saved.
 
-    A second Ctrl-C stops at once; the last checkpoint is whole then too.
+    A second Ctrl-C stops at once; the last checkpoint is whole then too. Of several processes,
+    each gets a Ctrl-C from the terminal and from who has started them: that is one.
     """
     received: list[int] = []
+    first = 0.0
 
     def note(number: int, _frame: object) -> None:
-        if received:
+        nonlocal first
+        if not received:
+            first = time.monotonic()
+            received.append(number)
+        elif ranks.world() == 1 or time.monotonic() - first > ECHO:
             raise KeyboardInterrupt(received[0])
-        received.append(number)
 
     signals = [signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])]
     before = {number: signal.signal(number, note) for number in signals}

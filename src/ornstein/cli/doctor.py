@@ -11,6 +11,8 @@ from pathlib import Path
 
 EXTRAS = {
     "parquet": ("pyarrow",),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
     "dev": ("pytest", "hypothesis", "mypy", "ruff", "pyarrow"),
 }
 

@@ -32,8 +32,9 @@ def evaluate(
     split: Literal["train", "held_out"] = "train",
     likelihood: int = 256,
     json: Annotated[bool, Parameter(negative="")] = False,
+    gpus: int | None = None,
     runs: Path = Path("runs"),
-) -> None:
+) -> int:
     """Score a run's samples, with references and an interval.
 
     Parameters
@@ -59,35 +60,42 @@ def evaluate(
         On how many held-out samples bits/dim is measured, where the sampler has it; 0 for none.
     json: bool
         Print the whole record as JSON.
+    gpus: int
+        How many GPUs of this machine work together, each with a process; without GPUs, how many
+        processes share the processor.
     runs: Path
         The folder of all runs.
     """
     from ornstein.cli.carry import say
     from ornstein.cli.request import generation
+    from ornstein.cli.together import together
     from ornstein.run import Run
 
-    opened = Run.open(run, runs)
-    chosen, _ = generation(opened.recipe.generation, steps, overrides)
-    if Path(extractor).is_file():
-        say(
-            "the FID network looks at the data and the samples, a few images a second without a "
-            "GPU; what it says of the data is kept for the next time"
+    def work() -> None:
+        opened = Run.open(run, runs)
+        chosen, _ = generation(opened.recipe.generation, steps, overrides)
+        if Path(extractor).is_file():
+            say(
+                "the FID network looks at the data and the samples, a few images a second without "
+                "a GPU; what it says of the data is kept for the next time"
+            )
+        scores = opened.scores(
+            n,
+            seed,
+            generation=chosen,
+            average=average,
+            extractor=extractor,
+            split=split,
+            likelihood=likelihood,
         )
-    scores = opened.scores(
-        n,
-        seed,
-        generation=chosen,
-        average=average,
-        extractor=extractor,
-        split=split,
-        likelihood=likelihood,
-    )
-    if json:
-        print(scores.model_dump_json(indent=1))
-        return
-    print(table(scores))
-    if likelihood and scores.likelihood is None:
-        print(f"no bits/dim: {chosen.no_law or 'nothing is held out of the data'}")
+        if json:
+            print(scores.model_dump_json(indent=1))
+            return
+        print(table(scores))
+        if likelihood and scores.likelihood is None:
+            print(f"no bits/dim: {chosen.no_law or 'nothing is held out of the data'}")
+
+    return together(gpus, work)
 
 
 def table(scores: Scores) -> str:

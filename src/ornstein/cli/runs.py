@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from ornstein.errors import ConfigError, OrnsteinError
-from ornstein.log import last_line
+
+REFRESHED = 2.0  # seconds between two looks with --watch
 
 
-def runs(*, runs: Path = Path("runs")) -> None:
-    """List the runs and how far they are.
+def runs(
+    *, runs: Path = Path("runs"), watch: Annotated[bool, Parameter(negative="")] = False
+) -> None:
+    """List the runs: how far they are, whether they are trained now, how fast, and their scores.
 
     Parameters
     ----------
     runs: Path
         The folder of all runs.
+    watch: bool
+        On a terminal, look again every two seconds until Ctrl-C.
     """
     if runs.exists() and not runs.is_dir():
         raise ConfigError(f"{runs} is a file; give the folder that holds the runs with --runs")
+    if not (watch and sys.stdout.isatty()):
+        print("\n".join(_lines(runs)))
+        return
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False) as live:
+        while True:
+            shown = Text("\n".join(_lines(runs)), no_wrap=True, overflow="ellipsis")
+            live.update(shown, refresh=True)
+            time.sleep(REFRESHED)
+
+
+def _lines(runs: Path) -> list[str]:
+    """A line for each run."""
     folders = [
         path.parent
         for path in sorted(runs.glob("*/recipe.yaml"))
         if not path.parent.name.endswith(".tmp")
     ]
     if not folders:
-        print(f"there are no runs in {runs} yet; start with: ornstein demo")
-        return
+        return [f"there are no runs in {runs} yet; start with: ornstein demo"]
     width = max(len(folder.name) for folder in folders)
-    for folder in folders:
-        print(f"{folder.name:{width}}  {_described(folder)}")
+    return [f"{folder.name:{width}}  {_described(folder)}" for folder in folders]
 
 
 def _described(folder: Path) -> str:
@@ -40,15 +62,21 @@ def _described(folder: Path) -> str:
 
 
 def _progress(folder: Path) -> str:
+    from ornstein.cli.progress import clock
+    from ornstein.log import progress
     from ornstein.settings import load_yaml
 
     total = load_yaml(folder / "recipe.yaml").get("optim", {}).get("samples")
-    last = last_line(folder / "metrics.jsonl")
-    if last is None:
-        return "not trained yet"
-    age = time.time() - (folder / "metrics.jsonl").stat().st_mtime
-    state = "finished" if last["samples"] >= total else f"{last['samples'] / total:.0%}"
-    return f"{state:>8}  {last['samples']:,} samples  loss {last['loss']:.4f}  {_ago(age)}"
+    found = progress(folder, total)
+    if found.loss is None:
+        return found.state
+    text = f"{found.state:>14}  {found.samples:,} samples  loss {found.loss:.4f}"
+    if not found.training:
+        return f"{text}  {_ago(found.age)}"
+    if found.rate:
+        text += f"  {found.rate:,.0f}/s  ETA {clock(found.left)}"
+    # A training whose log has not grown for long waits for something, or hangs.
+    return f"{text}  last update {_ago(found.age)}" if found.age >= 60 else text
 
 
 def _score(folder: Path) -> str:

@@ -17,8 +17,9 @@ def sample(
     out: Path | None = None,
     save: Literal["grid", "png", "npz", "gif", "all"] = "grid",
     average: str = "",
+    gpus: int | None = None,
     runs: Path = Path("runs"),
-) -> None:
+) -> int:
     """Draw samples from a run: a grid, single images, an array, or an animation.
 
     Parameters
@@ -39,6 +40,9 @@ def sample(
         One grid, one PNG a sample, an array in native values, or the reverse process animated.
     average: str
         Which average of the weights; "none" for the last weights.
+    gpus: int
+        How many GPUs of this machine work together, each with a process; without GPUs, how many
+        processes share the processor.
     runs: Path
         The folder of all runs.
     """
@@ -47,49 +51,55 @@ def sample(
 
     import numpy as np
 
-    from ornstein import fsops, pictures
+    from ornstein import fsops, pictures, ranks
     from ornstein.cli.request import generation
+    from ornstein.cli.together import together
     from ornstein.errors import ConfigError
     from ornstein.run import Run
 
-    opened = Run.open(run, runs)
-    chosen, changed = generation(opened.recipe.generation, steps, overrides)
-    how = f"seed{seed}" + (f"-{average}" if average else "")
-    if changed:
-        digest = hashlib.sha256(chosen.model_dump_json().encode()).hexdigest()[:6]
-        how = f"{chosen.step.kind}-{chosen.grid.kind}-{chosen.steps}-{digest}-{how}"
-    folder, option = (opened.path / "samples", "--runs") if out is None else (out, "--out")
-    fsops.check_folder(folder, option)
-    drawable = opened.info.kind == "image"
-    if save == "png" and not drawable:
-        raise ConfigError(f"the samples of {run} are no images; write --save npz")
-    everything = ("grid", "png", "npz", "gif") if drawable else ("grid", "npz", "gif")
-    wanted = everything if save == "all" else (save,)
+    def work() -> None:
+        opened = Run.open(run, runs)
+        chosen, changed = generation(opened.recipe.generation, steps, overrides)
+        how = f"seed{seed}" + (f"-{average}" if average else "")
+        if changed:
+            digest = hashlib.sha256(chosen.model_dump_json().encode()).hexdigest()[:6]
+            how = f"{chosen.step.kind}-{chosen.grid.kind}-{chosen.steps}-{digest}-{how}"
+        folder, option = (opened.path / "samples", "--runs") if out is None else (out, "--out")
+        fsops.check_folder(folder, option)
+        drawable = opened.info.kind == "image"
+        if save == "png" and not drawable:
+            raise ConfigError(f"the samples of {run} are no images; write --save npz")
+        everything = ("grid", "png", "npz", "gif") if drawable else ("grid", "npz", "gif")
+        wanted = everything if save == "all" else (save,)
 
-    def put(name: str, content: bytes) -> None:
-        fsops.make_folder(folder, option)
-        fsops.replace(folder / name, content, option)
+        def put(name: str, content: bytes) -> None:
+            if not ranks.leads():
+                return
+            fsops.make_folder(folder, option)
+            fsops.replace(folder / name, content, option)
 
-    def write(name: str, content: bytes) -> None:
-        put(name, content)
-        print(folder / name)
+        def write(name: str, content: bytes) -> None:
+            put(name, content)
+            print(folder / name)
 
-    if set(wanted) - {"gif"}:
-        x = opened.generate(n, seed, generation=chosen, average=average)
-        if "grid" in wanted:
-            write(f"grid-{how}.png", pictures.png(pictures.picture(x, opened.info)))
-        if "npz" in wanted:
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, samples=x)
-            write(f"samples-{how}.npz", buffer.getvalue())
-        if "png" in wanted:
-            for i, one in enumerate(x):
-                image = pictures.single(one, opened.info)
-                put(f"{how}-{i:05d}.png", pictures.png(image))
-            print(f"{folder}/{how}-*.png: {len(x)} images")
-    if "gif" in wanted:
-        states = opened.states(min(n, 64), seed, generation=chosen, average=average)
-        kept = states[:: max(1, len(states) // 60)]
-        kept = kept if kept[-1] is states[-1] else [*kept, states[-1]]
-        frames = [pictures.picture(state, opened.info) for state in kept]
-        write(f"reverse-{how}.gif", pictures.animation(frames))
+        if set(wanted) - {"gif"}:
+            x = opened.generate(n, seed, generation=chosen, average=average)
+            if "grid" in wanted:
+                write(f"grid-{how}.png", pictures.png(pictures.picture(x, opened.info)))
+            if "npz" in wanted:
+                buffer = io.BytesIO()
+                np.savez_compressed(buffer, samples=x)
+                write(f"samples-{how}.npz", buffer.getvalue())
+            if "png" in wanted:
+                for i, one in enumerate(x):
+                    image = pictures.single(one, opened.info)
+                    put(f"{how}-{i:05d}.png", pictures.png(image))
+                print(f"{folder}/{how}-*.png: {len(x)} images")
+        if "gif" in wanted and ranks.leads():
+            states = opened.states(min(n, 64), seed, generation=chosen, average=average)
+            kept = states[:: max(1, len(states) // 60)]
+            kept = kept if kept[-1] is states[-1] else [*kept, states[-1]]
+            frames = [pictures.picture(state, opened.info) for state in kept]
+            write(f"reverse-{how}.gif", pictures.animation(frames))
+
+    return together(gpus, work)

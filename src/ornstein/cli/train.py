@@ -22,6 +22,8 @@ def train(
     fresh: Annotated[bool, Parameter(negative="")] = False,
     allow_change: tuple[str, ...] = (),
     previews: bool = True,
+    track: str = "",
+    gpus: int | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Train a recipe on your data; the same command goes on where it stopped.
@@ -55,6 +57,11 @@ def train(
         Settings that may differ from those an existing run was made with.
     previews: bool
         Draw pictures at fixed seeds while training, in at most 3 % of the time.
+    track: str
+        Who else shows the log while it is written: tensorboard, wandb, or both with a comma.
+    gpus: int
+        How many GPUs of this machine work together, each with a process; without GPUs, how many
+        processes share the processor.
     dry_run: bool
         Only say what would be trained, with the source of every setting, and what it would take:
         memory, time and disk. No run is made.
@@ -62,20 +69,29 @@ def train(
     from ornstein.cli.carry import carry_out
     from ornstein.cli.dry_run import dry_run as rehearse
     from ornstein.cli.request import check_options, request
+    from ornstein.cli.together import together
+    from ornstein.trackers import chosen
 
     options = {"optim.minutes": minutes, "optim.samples": samples, "seed": seed}
     asked = request(recipe, data, file, options, overrides)
     check_options(recipe, runs, save_every, allow_change)
+    trackers = chosen(track)
     if dry_run:
         return rehearse(
             asked, runs=runs, name=run, fresh=fresh, allow=allow_change, previews=previews
         )
-    return carry_out(
-        asked,
-        runs=runs,
-        name=run,
-        save_every=save_every,
-        fresh=fresh,
-        allow=allow_change,
-        previews=previews,
-    ).code
+    return together(
+        gpus,
+        lambda: (
+            carry_out(
+                asked,
+                runs=runs,
+                name=run,
+                save_every=save_every,
+                fresh=fresh,
+                allow=allow_change,
+                previews=previews,
+                trackers=trackers,
+            ).code
+        ),
+    )

@@ -109,7 +109,8 @@ class UNetModule(nn.Module):
         self.labels = nn.Linear(self.label_width, sum(self.label_parts))
         for weight in self.parameters():
             if weight.dim() == 4:  # as `encode` orders what they meet: none is copied in a step
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+                ordered = torch.empty_like(weight.data, memory_format=torch.channels_last)
+                weight.data = ordered.copy_(weight.data)
 
     def forward(self, x: Tensor, label: Tensor, cond: Cond = NO_COND) -> Tensor:
         if cond.tokens is not None:
@@ -120,9 +121,10 @@ class UNetModule(nn.Module):
             *for_skips, for_middle = cond.residuals
             skips = [s + r for s, r in zip(skips, for_skips, strict=True)]
             middle = middle + for_middle
-        return F.pixel_shuffle(self.decode(skips, middle, parts), self.patch)[
-            :, :, : x.shape[2], : x.shape[3]
-        ]
+        out = F.pixel_shuffle(self.decode(skips, middle, parts), self.patch)
+        if out.shape[2:] == x.shape[2:]:
+            return out
+        return out[:, :, : x.shape[2], : x.shape[3]].clone()  # sharded networks return no views
 
     def folded(self, x: Tensor) -> Tensor:
         """The pixels of each patch as channels; the image is completed with zeros to whole ones."""
