@@ -8,7 +8,8 @@ three learning rates; its best one is trained again from two more seeds. Then it
 by its own sampler, and one rule scores all of them: the features of one frozen classifier, Fréchet
 distance to the training split, memorised samples beside. Imports and sampling are not counted.
 
-ornstein    the recipe `demo` on digits, else `edm` with the data's own network
+ornstein    the recipe `demo` on digits; else `edm` with the data's own network, in a process for each
+            thread (on the smallest images one process with all of them is quicker)
 edm         SongUNet with EDMPrecond and EDMLoss, Adam, ramped average, Heun's method with 18 steps
 lucidrains  Unet and GaussianDiffusion (v, sigmoid), Adam, its EMA, DDIM with 50 steps
 diffusers   UNet2DModel and DDPMScheduler, AdamW with warm-up and cosine decay, EMAModel, its
@@ -70,6 +71,7 @@ def ours(real: Any, rate: float, seed: int, clock: Clock) -> tuple[Any, int]:
     import numpy as np
     import torch
 
+    from ornstein import ranks
     from ornstein.data.info import DataInfo, Dataset
     from ornstein.data.stream import Stream
     from ornstein.noise import Noise
@@ -87,13 +89,15 @@ def ours(real: Any, rate: float, seed: int, clock: Clock) -> tuple[Any, int]:
     optim = recipe.optim.but(lr=rate, batch=BATCH, minutes=clock.seconds / 60, samples=None)
     recipe = recipe.but(optim=optim).fitted(info)
     pace = statistics.mean(update_seconds(recipe, dataset, lambda reference: reference))
-    total = BATCH * int(0.95 * (clock.seconds - clock.spent) / pace)
+    total = ranks.from_lead(BATCH * int(0.95 * (clock.seconds - clock.spent) / pace))
     optim = optim.model_copy(update={"samples": total})
     learner = recipe.learner(info, lambda reference: reference)
     state = TrainState(learner, optim)
     for _ in train(state, Stream(dataset, seed, recipe.objective.range), optim, total, seed):
         pass
     spent = clock.spent
+    if not ranks.leads():
+        return torch.empty(0), total
     model = next(iter(state.averages.values())).model.eval()
     drawn = []
     with torch.no_grad():
@@ -276,7 +280,14 @@ def one(name: str, asked: argparse.Namespace) -> None:
     low, high = real["range"]
     clock = Clock(asked.seconds)
     if name == "ornstein":
-        x, used = ours(real, asked.rate, asked.seed, clock)
+        from ornstein import ranks
+
+        torch.set_num_threads(asked.threads // ranks.expected())
+        with ranks.joined():
+            clock = Clock(asked.seconds)
+            x, used = ours(real, asked.rate, asked.seed, clock)
+            if not ranks.leads():
+                return
     else:
         images = torch.tensor(real["x"], dtype=torch.float32)
         images = (images - low) * (2 / (high - low)) - 1
@@ -329,13 +340,17 @@ def main() -> None:
 
         def trained(contender: str, rate: float, seed: int) -> dict[str, float] | None:
             python = sys.executable if contender == "ornstein" else asked.peers
-            command = [python, __file__, asked.data, "--one", contender, "--rate", str(rate)]
+            start = [python]
+            if contender == "ornstein" and dataset.info.shape[-1] > 8 and asked.threads > 1:
+                start += ["-m", "torch.distributed.run", "--standalone"]
+                start += ["--local-addr", "127.0.0.1", "--nproc-per-node", str(asked.threads), "--"]
+            command = [*start, __file__, asked.data, "--one", contender, "--rate", str(rate)]
             command += ["--seed", str(seed), "--seconds", str(asked.seconds)]
             command += ["--threads", str(asked.threads), "--real", str(folder / "real.npz")]
             out = folder / "samples.npy"
             done = subprocess.run(
                 [*command, "--out", str(out)], capture_output=True, text=True, check=False,
-                env=os.environ,
+                env={**os.environ, "OMP_NUM_THREADS": str(asked.threads)},
             )  # fmt: skip
             if done.returncode:
                 print(f"{contender}: {done.stderr.strip()[-300:]}", file=sys.stderr)

@@ -78,7 +78,7 @@ def test_named_tests_exist(page):
     text = read(page)
     for file, name in TEST_NAME.findall(text):
         assert name.removeprefix("::") in defined_in(ROOT / file), f"{file}{name}"
-    for file in re.findall(r"\b(?:tests|docs|src)/[\w/.-]+\.(?:py|md)\b", text):
+    for file in re.findall(r"(?<![\w-])(?:tests|docs|src)/[\w/.-]+\.(?:py|md)\b", text):
         assert (ROOT / file).is_file() or "NAME" in file, file
 
 
@@ -140,7 +140,7 @@ def test_overrides_resolve(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_options_in_prose_are_known(page):
-    known = set().union(*(options_of(verb) for verb in COMMANDS)) | {"--help", "--version"}
+    known = set().union(*(options_of(verb) for verb in COMMANDS)) | {"--help", "--version", "--"}
     for text in spans(prose(page)):
         if text.startswith("--"):
             assert text.split()[0] in known, text
