@@ -296,7 +296,7 @@ def _exchanging(state: TrainState, forward: Any, last: bool) -> Any:
 def _summed(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each sum over all ranks, in one exchange for each type of number."""
     result = dict(sums)
-    for dtype in {value.dtype for value in sums.values()}:
+    for dtype in dict.fromkeys(value.dtype for value in sums.values()):  # alike on all ranks
         names = [name for name in sums if sums[name].dtype == dtype]
         flat = torch.cat([sums[name].reshape(-1) for name in names])
         dist.all_reduce(flat)
@@ -316,10 +316,12 @@ def _context(state: TrainState, total: int, seed: int, positions: Tensor) -> Con
 
 
 def _parts(count: int, rank: int, world: int, micro: int | None) -> list[tuple[int, int]]:
-    """The positions of the global batch that this rank works on, as [start, stop) pieces."""
+    """The positions of the global batch that this rank works on, as [start, stop) pieces: as many
+    as on every other rank, which must call the network as often, so that some may be empty."""
     start, stop = count * rank // world, count * (rank + 1) // world
-    size = micro or max(stop - start, 1)
-    return [(i, min(i + size, stop)) for i in range(start, stop, size)] or [(start, stop)]
+    most = -(-count // world)
+    size = micro or most
+    return [(min(i, stop), min(i + size, stop)) for i in range(start, start + most, size)]
 
 
 def _half(micro: int, halved: bool, world: int) -> int:

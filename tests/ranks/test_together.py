@@ -105,6 +105,18 @@ def test_several_processes_do_what_one_does(size, shard, name, team, alone, tmp_
     assert len(parts) == (size if shard == "on" else 0)
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_ranks_without_samples_keep_step(name, team, tmp_path):
+    """The last batch has 2 samples, for 3 processes, and micro-batches divide no share."""
+    samples, more = 5 * BATCH + 2, ["optim.micro_batch=4", "--no-previews"]
+    assert team(1, words(name, tmp_path / "one", *more, samples=samples)).codes == [0]
+    for shard in ("off", "on"):
+        folder = tmp_path / shard
+        ended = team(3, words(name, folder, *more, f"optim.shard={shard}", samples=samples))
+        assert ended.codes == [0, 0, 0], ended.outputs
+        close(weights(folder), weights(tmp_path / "one"))
+
+
 def stop_after(folder, steps, number, which):
     """What sends a signal to a process once so many updates have been logged."""
 
