@@ -8,7 +8,7 @@ three learning rates; its best one is trained again from two more seeds. Then it
 by its own sampler, and one rule scores all of them: the features of one frozen classifier, Fréchet
 distance to the training split, memorised samples beside. Imports and sampling are not counted.
 
-ornstein    the recipe `demo` on digits; else `edm` with the data's own network, in a process for each
+ornstein    the recipe `demo` on digits; else `edm` with the data's own network, a process for each
             thread (on the smallest images one process with all of them is quicker)
 edm         SongUNet with EDMPrecond and EDMLoss, Adam, ramped average, Heun's method with 18 steps
 lucidrains  Unet and GaussianDiffusion (v, sigmoid), Adam, its EMA, DDIM with 50 steps

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -122,3 +124,73 @@ def test_weights_that_share_memory_are_saved_once_each(tmp_path):
     checkpoint.save(tmp_path, state, {})
     weights = checkpoint.latest(tmp_path).tensors("model")
     assert torch.equal(weights["model.0.weight"], weights["model.1.weight"])
+
+
+def rewritten(found, name, change):
+    """Put other tensors into a checkpoint, and vouch for them in its manifest."""
+    tensors = found.tensors(name)
+    change(tensors)
+    content = safetensors.torch.save(tensors)
+    (found.folder / f"{name}.safetensors").write_bytes(content)
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest = found.manifest | {"files": found.manifest["files"] | {f"{name}.safetensors": entry}}
+    manifest["digest"] = checkpoint._digest(manifest)
+    (found.folder / "manifest.json").write_bytes(checkpoint._written(manifest))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.update({k: torch.zeros(1) for k in t if k.endswith("exp_avg_sq")}),
+        lambda t: t.update({"0.exp_avg": t["0.exp_avg"][:1].clone()}),
+        lambda t: t.update({"0.step": torch.zeros(3)}),
+        lambda t: t.pop("0.exp_avg"),
+        lambda t: t.update({"abc": torch.zeros(1)}),
+        lambda t: t.update({"².exp_avg": torch.zeros(1)}),
+        lambda t: t.update({"99999.exp_avg": torch.zeros(1)}),
+    ],
+)
+def test_moments_that_fit_no_weight_are_refused(change, tmp_path):
+    """The fused update would read beyond one that is too small."""
+    saved(tmp_path, 5)
+    rewritten(checkpoint.latest(tmp_path), "optimizer", change)
+    with pytest.raises(CheckpointError, match="optimizer's"):
+        checkpoint.restore(checkpoint.latest(tmp_path), fresh())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless"])
+def test_what_is_no_file_is_damage(kind, tmp_path):
+    saved(tmp_path, 5, 7)
+    found = checkpoint.latest(tmp_path)
+    for name in ("model.safetensors", "manifest.json"):
+        path = found.folder / name
+        content = path.read_bytes()
+        path.unlink()
+        if kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("/dev/zero")
+        assert checkpoint.latest(tmp_path).folder.name == "step-00000005"
+        path.unlink()
+        path.write_bytes(content)
+    assert checkpoint.latest(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("places", "why"),
+    [
+        ([[0], [2]], "missing"),
+        ([[0], [2], [2]], "overlap"),
+        ([[0], [-2], [4]], "outside"),
+        ([[0], [2], [5]], "outside"),
+        ([[0], [2], [10**12]], "outside"),
+        ([[0], [2], [True]], "outside"),
+        ([[0], [2], [0, 4]], "longer|shorter"),
+    ],
+)
+def test_parts_that_do_not_make_a_whole_are_refused(places, why):
+    parts = [(at, torch.ones(2)) for at in places]
+    with pytest.raises(ValueError, match=why):
+        checkpoint._whole("x", parts, [6])
+    whole = checkpoint._whole("x", [([4], torch.ones(2)), ([0], torch.zeros(4))], [6])
+    assert whole.tolist() == [0, 0, 0, 0, 1, 1]

@@ -777,7 +777,8 @@ def test_a_density_is_per_native_value(tmp_path):
     run = bare((0.0, 255.0), None)
     objective = run.recipe.objective.model_copy(update={"range": (-8.0, 8.0)})
     run.recipe = run.recipe.model_copy(update={"objective": objective, "generation": Standard()})
-    run.learner = lambda average="": type("L", (), {"objective": run.recipe.objective, "model": 0})
+    learner = type("L", (), {"objective": run.recipe.objective, "model": 0})
+    run._load = lambda average: (None, learner)
     x = np.linspace(0, 255, 2001, dtype=np.float32)[:, None]
     density = np.exp(-run.likelihood(x))
     assert density.sum() * 255 / 2000 == pytest.approx(1, abs=1e-3)

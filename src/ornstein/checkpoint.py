@@ -25,6 +25,7 @@ import contextlib
 import hashlib
 import json
 import math
+import operator
 import os
 import re
 import struct
@@ -40,7 +41,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ornstein import fsops, ranks
-from ornstein.errors import CheckpointError, StorageError
+from ornstein.errors import CheckpointError, StorageError, quote
 from ornstein.training import TrainState
 
 FORMAT = 1
@@ -48,6 +49,8 @@ KEEP = 2
 ENTRY, REST = 130, 2048  # bytes of a tensor's name and shape in a file's header, and of the JSON
 SUFFIX = ".safetensors"
 _STEP = re.compile(r"step-(\d{8,})")
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_MOMENT = re.compile(rf"([0-9]{{1,9}})\.({'|'.join(MOMENTS)})")
 _WORDS = struct.Struct(">4q")  # a SHA-256 as whole numbers, which ranks can exchange
 
 Files = dict[str, dict[str, Any]]
@@ -80,8 +83,8 @@ class Checkpoint(NamedTuple):
         try:
             if files == [f"{name}{SUFFIX}"]:
                 return safetensors.torch.load(self._bytes(files[0]))
-            return _joined([self._bytes(file) for file in files])
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return _joined([self._bytes(file) for file in files], self.manifest["shapes"][name])
+        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
             # its manifest vouches for what somebody has put there
             raise CheckpointError(
                 f"{self.folder / files[0]} is no safetensors file ({error}); "
@@ -151,10 +154,12 @@ def _write(
             return target
         if state.sharded:
             files = _write_parts(temporary, groups)
+            shapes = {n: {k: list(t.shape) for k, t in g.items()} for n, g in groups.items()}
         with ranks.alike():
-            if leads:
-                files = files if state.sharded else _write_whole(temporary, groups)
-                _publish(temporary, target, state, files, extra)
+            if leads and state.sharded:
+                _publish(temporary, target, state, files, extra, {"shapes": shapes})
+            elif leads:
+                _publish(temporary, target, state, _write_whole(temporary, groups), extra, {})
     except BaseException:
         if leads:
             with contextlib.suppress(StorageError):  # the next start removes what is left
@@ -208,8 +213,12 @@ def _write_parts(temporary: Path, groups: Mapping[str, Mapping[str, Tensor]]) ->
             raise ranks.told_by_lead(
                 StorageError(f"cannot write {temporary / name}: {cause}; check the disk")
             ) from error
-    # Each rank hashes some of the files, whoever has written them.
-    paths = sorted(temporary.glob(f"*/*{SUFFIX}"))
+    # Each rank hashes some of the files, whoever has written them: of one list, the lead's.
+    listed = ""
+    with ranks.alike():
+        if ranks.leads():
+            listed = "\n".join(_complete(temporary, groups))
+    paths = [temporary / line for line in ranks.text_from_lead(listed).splitlines()]
     rows = []
     with ranks.alike():
         for index in range(ranks.rank(), len(paths), ranks.world()):
@@ -223,8 +232,32 @@ def _write_parts(temporary: Path, groups: Mapping[str, Mapping[str, Tensor]]) ->
     }
 
 
+def _complete(temporary: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+    """The files of all parts. Raises: StorageError where some are missing."""
+    names = []
+    for group, tensors in groups.items():
+        size = 0
+        for path in sorted((temporary / group).glob(f"*{SUFFIX}")):
+            with fsops.explained(path), path.open("rb") as file:
+                header = int.from_bytes(file.read(8), "little")
+                size += os.fstat(file.fileno()).st_size - 8 - header
+            names.append(path.relative_to(temporary).as_posix())
+        wanted = sum(t.numel() * t.element_size() for t in tensors.values())
+        if size != wanted:
+            raise StorageError(
+                f"of the parts of {group!r} that processes have written {size:,} of {wanted:,} "
+                "bytes are seen; the folder of runs must be shared: choose another with --runs"
+            )
+    return names
+
+
 def _publish(
-    temporary: Path, target: Path, state: TrainState, files: Files, extra: Mapping[str, Any]
+    temporary: Path,
+    target: Path,
+    state: TrainState,
+    files: Files,
+    extra: Mapping[str, Any],
+    more: Mapping[str, Any],
 ) -> None:
     """Write what makes a checkpoint of the files in a folder, and give it its name."""
     scalars = {"format": FORMAT, "step": state.step, "samples": state.samples, **extra}
@@ -236,6 +269,7 @@ def _publish(
         "step": state.step,
         "torch": torch.__version__,
         "files": files,
+        **more,
     }
     manifest["digest"] = _digest(manifest)
     fsops.write(temporary / "manifest.json", _written(manifest))
@@ -251,30 +285,44 @@ def _entry(size: int, digest: bytes) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest.hex()}
 
 
-def _joined(contents: list[bytes]) -> dict[str, Tensor]:
-    """The whole tensors of files that hold parts of them.
+def _joined(contents: list[bytes], shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
+    """The whole tensors, of these shapes, of files that hold parts of them; `contents` is emptied.
 
-    Raises: ValueError where parts are missing, so that what a file says cannot take more memory
-    than it has bytes.
+    Raises: ValueError, LookupError or TypeError where parts are missing, overlap or lie outside, so
+    that what a file says cannot take more memory than it has bytes.
     """
-    found: dict[str, list[tuple[list[int], Tensor]]] = {}
-    for content in contents:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        places = json.loads(header["__metadata__"]["DCP_SHARDING_INFO"])
+    parts: dict[str, list[tuple[list[int], Tensor]]] = {}
+    while contents:
+        content = contents.pop()
+        raw = content[8 : 8 + int.from_bytes(content[:8], "little")]
+        if raw.count(b"[") + raw.count(b"{") > fsops.MAX_LISTS:
+            raise ValueError("its header is too large")
+        try:
+            places = json.loads(json.loads(raw)["__metadata__"]["DCP_SHARDING_INFO"])
+        except RecursionError as error:
+            raise ValueError("its header is too deep") from error
         for name, part in safetensors.torch.load(content).items():
-            found.setdefault(name, []).append((places[name]["saved_offsets"], part))
-    result = {}
-    for name, parts in found.items():
-        ends = [[o + n for o, n in zip(at, p.shape, strict=True)] for at, p in parts]
-        shape = [max(column) for column in zip(*ends, strict=True)]
-        if math.prod(shape) != sum(part.numel() for _, part in parts):
-            raise ValueError(f"parts of {name} are missing")
-        whole = torch.empty(shape, dtype=parts[0][1].dtype)
-        for at, part in parts:
-            place = [slice(o, o + n) for o, n in zip(at, part.shape, strict=True)]
-            whole[tuple(place)] = part
-        result[name] = whole
-    return result
+            parts.setdefault(name, []).append((places[name]["saved_offsets"], part))
+    if parts.keys() != shapes.keys():
+        raise ValueError("tensors are missing")
+    return {name: _whole(name, parts.pop(name), shape) for name, shape in shapes.items()}
+
+
+def _whole(name: str, parts: list[tuple[list[int], Tensor]], shape: list[int]) -> Tensor:
+    """A tensor of its parts and their places."""
+    if math.prod(shape) != sum(part.numel() for _, part in parts):
+        raise ValueError(f"parts of {name} are missing")
+    whole = torch.empty(shape, dtype=parts[0][1].dtype)
+    filled = torch.zeros(shape, dtype=torch.bool)
+    for at, part in parts:
+        ends = [o + n for o, n in zip(at, part.shape, strict=True)]
+        if any(type(o) is not int or o < 0 for o in at) or any(map(operator.gt, ends, shape)):
+            raise ValueError(f"a part of {name} lies outside of it")
+        place = tuple(map(slice, at, ends))
+        whole[place], filled[place] = part, True
+    if not filled.all():
+        raise ValueError(f"parts of {name} overlap")
+    return whole
 
 
 def _prune(folder: Path) -> None:
@@ -347,16 +395,27 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> None:
     groups = state.optimizer.state_dict()["param_groups"]
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        if not (index.isdigit() and int(index) < len(parameters)):
-            raise CheckpointError(f"{checkpoint.folder}: the optimizer's {key!r} fits no weight")
-        parameter = parameters[int(index)]
+        named = _MOMENT.fullmatch(key)
+        index, name = (int(named[1]), named[2]) if named else (len(parameters), "")
+        wanted = parameters[index].shape if index < len(parameters) else None
+        # The fused update would read beyond a tensor that is too small.
+        if wanted is None or value.shape != (() if name == "step" else wanted):
+            raise CheckpointError(
+                f"{checkpoint.folder}: the optimizer's {quote(key)} fits no weight; restore it, or "
+                "train afresh with --fresh"
+            )
+        parameter = parameters[index]
         if value.shape == parameter.shape and isinstance(parameter, DTensor):
             value = _part(value, parameter)
         elif value.shape == parameter.shape:
             # As it lies in memory, too: the fused update takes all its tensors to lie alike.
             value = torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)
-        per_parameter.setdefault(int(index), {})[name] = value
+        per_parameter.setdefault(index, {})[name] = value
+    if any(len(values) != len(MOMENTS) for values in per_parameter.values()):
+        raise CheckpointError(
+            f"{checkpoint.folder}: the optimizer's state is not whole; restore it, or train afresh "
+            "with --fresh"
+        )
     state.optimizer.load_state_dict({"state": per_parameter, "param_groups": groups})
     state.step = int(checkpoint.state["step"])
     state.samples = int(checkpoint.state["samples"])
@@ -439,6 +498,7 @@ def _verified(folder: Path) -> Checkpoint | None:
             if (
                 inside.is_absolute()
                 or ".." in inside.parts
+                or not path.is_file()
                 or path.stat().st_size != expected["bytes"]
             ):
                 return None
@@ -446,6 +506,8 @@ def _verified(folder: Path) -> Checkpoint | None:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
                     return None
         state = json.loads(fsops.small(folder / "state.json"))
+        if type(state["samples"]) is not int or state["samples"] < 0:
+            return None
         if state["step"] != manifest["step"] or folder.name != f"step-{state['step']:08d}":
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

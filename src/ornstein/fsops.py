@@ -175,6 +175,8 @@ def remove(path: Path) -> None:
 
 def small(path: Path) -> bytes:
     """The bytes of a JSON file of ours. Raises: OSError, ValueError if it is beyond a limit."""
+    if not path.is_file() and path.exists():  # a pipe would be waited for
+        raise ValueError(f"{path} is no file")
     with path.open("rb") as file:
         content = file.read(MAX_JSON + 1)
     if len(content) > MAX_JSON:

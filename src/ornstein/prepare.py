@@ -74,10 +74,10 @@ def update_seconds(recipe: Recipe, dataset: Dataset, load: Load) -> list[float]:
     """The seconds that each of a few updates takes: three at least, after three to warm up, but
     only one where that takes longer than all of them should. All ranks measure together."""
     optim = recipe.optim
-    learner = recipe.learner(dataset.info, load).to(default_device())
+    learner = recipe.learner(dataset.info, load)
     trial = optim.model_copy(update={"samples": 10**12})
     events = train(
-        TrainState(learner, trial),
+        TrainState(learner, trial, default_device()),
         Stream(dataset, recipe.seed, recipe.objective.range, recipe.augment),
         trial,
         10**12,

@@ -5,8 +5,8 @@
             if leads(): ...     the lead alone writes to the run's folder
         stop, due = agreed(stop, due)
 
-A process alone is its own lead and agrees with itself, so no caller asks how many there are. Only
-tensors are exchanged, over the processor, whatever device trains.
+A process alone is its own lead and agrees with itself, so no caller asks how many there are. What
+is exchanged here are tensors, over the processor, whatever device trains.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from ornstein.errors import ConfigError, OrnsteinError, ProcessLost
 from ornstein.lazy import torch
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=30)  # the lead may train a classifier while the others wait
+# The lead may read a million images while the others wait; who has gone is noticed at once.
+PATIENCE = timedelta(days=1)
 _LOST = ("connection", "broken pipe", "timed out", "timeout", "nccl", "recvvalue failed", "peer")
 
 
@@ -76,7 +77,16 @@ def joined() -> Iterator[None]:
     if gpu:
         torch.cuda.set_device(local())
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE)
+        store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+        # torchrun keeps its store when it starts processes again, with the addresses of the dead.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            store=dist.PrefixStore(f"attempt-{attempt}", store),
+            rank=number,
+            world_size=count,
+            timeout=PATIENCE,
+        )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"{expected()} processes were to work together and did not meet "

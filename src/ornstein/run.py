@@ -18,6 +18,7 @@ The folder is the whole truth: a run is opened from it alone, by whatever family
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -49,6 +50,7 @@ from ornstein.errors import (
     NumericsError,
     OrnsteinError,
     OutOfMemory,
+    ProcessLost,
     StorageError,
     nearest,
     quote,
@@ -110,6 +112,14 @@ class Run:
         Raises: ConfigError, DataError, CheckpointError (a refused change).
         """
         run = cls.plan(recipe, runs, name, allow, progress)
+        text = run.recipe.stored() + run.info.fingerprint.encode() + bytes([run.exists])
+        if not _alike(hashlib.sha256(text).hexdigest()):
+            raise ranks.told_by_lead(
+                ConfigError(
+                    "the processes see different data or other runs; they must share both: choose "
+                    "folders that all of them see with --data and --runs"
+                )
+            )
         if run.recipe.optim.samples is None:
             run.recipe = measured(run.recipe, run.dataset, loader(type(recipe)))
         with ranks.alike():
@@ -244,9 +254,10 @@ class Run:
 
     def state(self) -> TrainState:
         """The training state at the last whole checkpoint, or at the start; it only reads."""
-        learner = self._learner().to(self.device)
-        state = TrainState(learner, self.recipe.optim)
-        found = checkpoints.latest(self.path / "ckpt")
+        return self._state(checkpoints.latest(self.path / "ckpt"))
+
+    def _state(self, found: checkpoints.Checkpoint | None) -> TrainState:
+        state = TrainState(self._learner(), self.recipe.optim, self.device)
         if found is not None:
             checkpoints.restore(found, state)
         return state
@@ -286,7 +297,10 @@ class Run:
             with ranks.alike():
                 found = checkpoints.latest(self.path / "ckpt")
             self._same_for_all(found)
-            state = self.state()
+            try:
+                state = self._state(found)
+            except CheckpointError as error:  # of what all of them have read
+                raise ranks.told_by_lead(error) from error
             log: Log | None = None
             with ranks.alike():
                 if ranks.leads():
@@ -397,7 +411,9 @@ class Run:
                 f"{n:,} samples of this size take at least {needed / 2**30:,.1f} GiB, more than is "
                 "free here; draw fewer, or in parts with other seeds"
             )
-        model = self.learner(average).model
+        found, learner = self._load(average)
+        self._same_for_all(found)
+        model = learner.model
         ids, how = range(first, first + n), generation or self.recipe.generation
         return self._drawn(model, how, ids, seed, batch)
 
@@ -423,7 +439,14 @@ class Run:
         own = _share(ids, batch)
         with ranks.alike():
             for part in own or [ids[:1]]:  # where networks are sharded, all ranks must call them
-                *_, last = self._states(model, how, part, seed)
+                try:
+                    *_, last = self._states(model, how, part, seed)
+                except RuntimeError as error:
+                    if not memory.ran_out(error):
+                        raise
+                    raise OutOfMemory(
+                        f"out of memory with {len(part)} samples at a time; draw fewer"
+                    ) from error
                 drawn.append(self.native(last))
         kept = np.concatenate(drawn)[: sum(map(len, own))]
         return ranks.gathered(torch.from_numpy(kept)).numpy()
@@ -472,7 +495,9 @@ class Run:
                 f"a likelihood is of samples [n, {', '.join(map(str, self.info.shape))}] in native "
                 f"values, in batches of 1 or more; got {list(x.shape)} in batches of {batch}"
             )
-        model: Any = self.learner(average).model
+        checkpoint, learner = self._load(average)
+        self._same_for_all(checkpoint)
+        model: Any = learner.model
         scaled = self.recipe.at_model_scale(self.info)
         a, b = self.info.affine(self.recipe.objective.range)
         found: list[Nats] = []
@@ -497,13 +522,11 @@ class Run:
 
     def _same_for_all(self, found: checkpoints.Checkpoint | None) -> None:
         """Refuse to go on from different checkpoints. Raises: CheckpointError on all ranks."""
-        mark = 0 if found is None else int(found.digest[:15], 16)
-        highest, lowest = ranks.agreed(mark, -mark)
-        if highest != -lowest:
+        if not _alike("0" if found is None else found.digest):
             raise ranks.told_by_lead(
                 CheckpointError(
-                    f"the processes see different checkpoints in {self.path / 'ckpt'}; "
-                    "they must share this folder: choose one with --runs"
+                    f"the processes see different checkpoints in {self.path / 'ckpt'}; they must "
+                    "share this folder, and a run that is trained saves now and then: try again"
                 )
             )
 
@@ -705,6 +728,8 @@ class Run:
         """A picture that cannot be drawn or written must not end a training."""
         try:
             self._preview_of(state)
+        except ProcessLost:
+            raise
         except (OrnsteinError, RuntimeError) as error:
             if ranks.world() > 1 and not isinstance(error, OrnsteinError):
                 raise  # the others would wait for this one
@@ -880,6 +905,13 @@ def loader(schema: type[Recipe]) -> Callable[[RunRef], Any]:
         return run.learner(reference.average).model
 
     return load
+
+
+def _alike(digest: str) -> bool:
+    """Whether all ranks have the same digest, in hex digits."""
+    mark = int(digest[:15], 16)
+    highest, lowest = ranks.agreed(mark, -mark)
+    return highest == -lowest
 
 
 def _share(ids: range, batch: int) -> list[range]:

@@ -66,20 +66,24 @@ class TrainState:
     """Everything that training changes: weights, averages, optimizer, and how far it is.
 
     `averages` maps the name of an average to a copy of the learner, buffers included. sharded:
-    whether each rank holds a part of them only; the learner that is given becomes that part.
+    whether each rank holds a part of them only; the learner that is given becomes that part, and
+    is moved to `device` (by default, where it is).
     """
 
-    def __init__(self, learner: Learner, optim: Optim) -> None:
+    def __init__(self, learner: Learner, optim: Optim, device: torch.device | None = None) -> None:
+        device = device or next(learner.parameters()).device
         self.learner = learner
         self.samples = 0
         self.step = 0
         self.averages = {average.name: _frozen_copy(learner) for average in optim.averages}
-        self.sharded = sharded(learner, optim)
+        # Before anything is on the device, which may not hold it whole.
+        self.sharded = sharded(learner, optim, device)
         if self.sharded:
-            narrow = precision(optim.precision, next(learner.parameters()).device) == "bf16"
-            _shard(learner, narrow)
+            _shard(learner, device, precision(optim.precision, device) == "bf16")
             for copies in self.averages.values():
-                _shard(copies)
+                _shard(copies, device)
+        for module in (learner, *self.averages.values()):
+            module.to(device)
         trained = [p for p in learner.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             trained,
@@ -389,14 +393,13 @@ def _train_mode(learner: Learner) -> None:
             part.eval()
 
 
-def sharded(learner: Learner, optim: Optim) -> bool:
+def sharded(learner: Learner, optim: Optim, device: torch.device) -> bool:
     """Whether each rank is to hold a part of the weights only: as `optim.shard` says, and by itself
     where a GPU could not hold all that training keeps of them."""
     if ranks.world() == 1 or optim.shard == "off":
         return False
     if optim.shard == "on":
         return True
-    device = next(learner.parameters()).device
     trained = sum(p.nbytes for p in learner.parameters() if p.requires_grad)
     all_of_them = sum(p.nbytes for p in learner.parameters())
     # Gradients and two moments beside the weights; what a step works on takes the rest.
@@ -406,7 +409,7 @@ def sharded(learner: Learner, optim: Optim) -> bool:
     )
 
 
-def _shard(learner: Learner, narrow: bool = False) -> None:
+def _shard(learner: Learner, device: torch.device, narrow: bool = False) -> None:
     """Leave this rank its part of each network's weights, layer by layer, so that one layer at a
     time is put together. narrow: they are put together in bf16, which is what they are used in.
 
@@ -415,7 +418,6 @@ def _shard(learner: Learner, narrow: bool = False) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    device = next(learner.parameters()).device
     mesh = init_device_mesh(device.type, (ranks.world(),))
     for parameter in learner.parameters():
         parameter.data = parameter.data.contiguous()  # which is what can be sharded

@@ -18,7 +18,6 @@ import time
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 
 from ornstein import checkpoint
@@ -294,10 +293,14 @@ def test_a_part_that_is_damaged_or_missing_is_noticed(team, tmp_path):
     part.unlink()
     assert checkpoint.latest(folder).folder == old
     found = checkpoint.latest(folder)
-    whole = [(found.folder / file).read_bytes() for file in found._files("model")]
-    with pytest.raises(ValueError, match="missing"):
-        checkpoint._joined(whole[1:])
-    assert safetensors.torch.load(whole[0])
+    parts = [(found.folder / file).read_bytes() for file in found._files("model")]
+    shapes = found.manifest["shapes"]["model"]
+    assert {
+        name: list(t.shape) for name, t in checkpoint._joined(parts[:], shapes).items()
+    } == shapes
+    for some in (parts[1:], parts[:1], [parts[0], *parts]):
+        with pytest.raises(ValueError, match="missing"):
+            checkpoint._joined(some, shapes)
 
 
 @pytest.mark.parametrize("how", ["gpus", "torchrun"])

@@ -13,11 +13,10 @@ from pathlib import Path
 from cyclopts import App, CycloptsError, Parameter
 
 from ornstein import memory
-from ornstein.cli.together import ARGUMENTS, speaks
+from ornstein.cli.together import ARGUMENTS, JOINED, speaks
 from ornstein.cli.words import complaint, read
 from ornstein.errors import (
     ConfigError,
-    DataError,
     OrnsteinError,
     OutOfMemory,
     StorageError,
@@ -98,7 +97,7 @@ def run(arguments: Sequence[str]) -> int:
             sys.stdout.flush()  # here, where a reader that has gone can still be told apart
     except OrnsteinError as error:
         # What is wrong with the words of a command, the lead finds as well.
-        told = error.shared or (isinstance(error, ConfigError | DataError) and not speaks())
+        told = error.shared or (not JOINED.get() and not speaks())
         return error.code if told else _fail(str(error), error.code)
     except CycloptsError as error:
         return _fail(complaint(error, list(COMMANDS)), ConfigError.code)

@@ -61,7 +61,7 @@ def carry_out(
         asked.recipe, runs, name, asked.provenance, allow=allow, progress=counted("reading")
     )
     _report_data(run)
-    if run.finished:
+    if ranks.from_lead(run.finished):
         say(
             f"{run.path} is finished ({run.samples:,} samples); "
             "train longer with --samples or --minutes, or draw from it: "
@@ -74,6 +74,7 @@ def carry_out(
     recipe = run.recipe
     source = Stream(run.dataset, recipe.seed, recipe.objective.range, recipe.augment)
     flops = flops_per_sample(learner, source, run.recipe.seed)
+    del learner  # a copy of all weights
     bf16 = precision(run.recipe.optim.precision, run.device) == "bf16"
     peak = ranks.world() * matmul_peak(run.device, torch.bfloat16 if bf16 else torch.float32)
     resumed = f", resumed at {start:,}" if start else ""
@@ -127,8 +128,10 @@ def _report_data(run: Any) -> None:
     from ornstein import fsops
 
     bad = run.dataset.bad
-    if bad and ranks.leads():
-        fsops.replace(run.path / "bad_files.tsv", bad_table(bad).encode("utf-8"))
+    with ranks.alike():
+        if bad and ranks.leads():
+            fsops.replace(run.path / "bad_files.tsv", bad_table(bad).encode("utf-8"))
+    if bad:
         say(f"{len(bad):,} unreadable files were skipped; {run.path}/bad_files.tsv lists them")
 
 

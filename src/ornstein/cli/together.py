@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -19,6 +20,9 @@ from ornstein.errors import ConfigError, ProcessLost
 
 ARGUMENTS: ContextVar[Sequence[str]] = ContextVar("ARGUMENTS", default=())
 """The words of the command that is running."""
+
+JOINED: ContextVar[bool] = ContextVar("JOINED", default=False)
+"""Whether it has come to the work that processes share."""
 
 
 def together(gpus: int | None, command: Callable[[], int | None]) -> int:
@@ -38,6 +42,7 @@ def together(gpus: int | None, command: Callable[[], int | None]) -> int:
             "leave --gpus out"
         )
     with ranks.joined(), _quiet():
+        JOINED.set(True)
         return command() or 0
 
 
@@ -65,7 +70,7 @@ def _started(count: int) -> int:
     import logging
 
     import torch
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -84,6 +89,7 @@ def _started(count: int) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // count)))
     logging.disable(logging.CRITICAL)  # what is worth telling, the lead tells
+    logs = tempfile.TemporaryDirectory(prefix="ornstein-")
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -92,6 +98,7 @@ def _started(count: int) -> int:
         rdzv_endpoint="localhost:0",
         local_addr="127.0.0.1",
         run_id=uuid.uuid4().hex,
+        logs_specs=DefaultLogsSpecs(log_dir=logs.name),
         max_restarts=0,
     )
     try:
@@ -106,4 +113,5 @@ def _started(count: int) -> int:
         return 128 + int(error.sigval)
     finally:
         logging.disable(logging.NOTSET)
+        logs.cleanup()
     return 0
