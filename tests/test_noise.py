@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ornstein.noise import Noise, permutation, philox
+from ornstein import noise as noises
+from ornstein.noise import Noise, Shuffle, leading, permutation, philox
 
 WORD = 2**32
 
@@ -274,6 +275,157 @@ def test_all_orders_are_equally_likely():
     counts = [orders.count(order) for order in set(orders)]
     assert len(counts) == 24
     assert sum((c - trials / 24) ** 2 / (trials / 24) for c in counts) < 49.7  # 23 degrees, 0.001
+
+
+def test_a_permutation_is_the_same_however_its_words_are_drawn(monkeypatch):
+    """By parts, or all at once, as it was defined."""
+    words = Noise.of(3, "order", 1000).at(7).bits(0, 2)
+    expected = torch.argsort(((words[:, 0] & 0x7FFFFFFF) << 32) | words[:, 1], stable=True)
+    for block in (1 << 18, 1000, 999, 7):
+        monkeypatch.setattr(noises, "_BLOCK", block)
+        assert torch.equal(permutation(3, "order", 7, 1000), expected)
+
+
+@given(st.integers(0, 200), st.integers(0, 200), st.booleans())
+def test_the_leading_part_of_a_permutation_is_known_without_it(count, size, ties):
+    with pytest.MonkeyPatch.context() as patch:
+        if ties:
+            drawn = noises._sorted_by
+            patch.setattr(noises, "_sorted_by", lambda *key: drawn(*key) % 5)
+        size = min(size, count)
+        found = leading(5, "order", 2, count, size)
+        expected = permutation(5, "order", 2, count)[:size].sort().values
+    assert found.dtype == torch.bool
+    assert found.shape == (count,)
+    assert torch.equal(found.nonzero().squeeze(1), expected)
+
+
+# --- orders that are asked for place by place ------------------------------------------------
+
+
+SIZES = [*range(1, 40), 47, 64, 100, 127, 128, 129, 899, 900, 901, 1021, 4096, 9973, 65_536]
+
+
+@pytest.mark.parametrize("count", SIZES)
+def test_every_number_stands_at_one_place(count):
+    for step in range(5):
+        order = Shuffle.of(1, "order", step, count)(torch.arange(count))
+        assert torch.equal(order.sort().values, torch.arange(count))
+
+
+def shuffled_in_python(seed: int, purpose: str, step: int, count: int, place: int) -> int:
+    """The network in exact integers, a function at a time, as the docstring writes it."""
+    a = next(a for a in range(2, count + 3, 2) if a * a >= count)
+    b = next(b for b in range(1, count + 1) if a * b >= count)
+    rounds = next(r for r in range(8, 99, 2) if b == 1 or b ** (r // 2) >= 2**20)
+    digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
+    key = (int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little"))
+    while True:
+        left, right = place % a, place // a
+        for i in range(rounds):
+            word = philox_in_python([i // 4, 0, step, right], key)[i % 4]
+            side = b if i % 2 else a
+            left, right = right, (left + word * side // WORD) % side
+        place = a * right + left
+        if place < count:
+            return place
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 64, 1797, 10_000_019, 2**40 + 15])
+def test_an_order_is_the_network_in_exact_integers(count):
+    places = sorted({0, 1, 2, count // 3, count - 1} & set(range(min(count, 3))) | {count - 1})
+    places += [count // 2] * (count < 10**9)
+    if count > 10**9:  # its tables take a million numbers each
+        assert Shuffle.of(0, "order", 0, count).sides == (2**20 + 2, 2**20 - 1)
+        return
+    found = Shuffle.of(4, "order", 9, count)(torch.tensor(places))
+    expected = [shuffled_in_python(4, "order", 9, count, place) for place in places]
+    assert found.tolist() == expected
+
+
+@given(
+    st.integers(1, 10**7),
+    st.integers(0, 2**32 - 1),
+    st.lists(st.integers(0, 10**7), min_size=1, max_size=20),
+)
+def test_any_part_of_the_places_is_that_part_of_the_order(count, epoch, places):
+    order = Shuffle.of(2, "order", epoch, count)
+    asked = torch.tensor(places) % count
+    whole = order(asked)
+    assert ((whole >= 0) & (whole < count)).all()
+    assert len(set(whole.tolist())) == len(set(asked.tolist()))
+    for place, number in zip(asked, whole, strict=True):
+        assert order(place.view(1, 1)).item() == number
+    assert torch.equal(Shuffle.of(2, "order", epoch, count)(asked.flip(0)), whole.flip(0))
+
+
+def chi_squared(counts: torch.Tensor) -> float:
+    """χ² against equal chances as a standard normal number (E. Wilson, M. Hilferty, 1931)."""
+    counts = counts.double().flatten()
+    mean, spread = counts.mean(), 2 / (9 * (len(counts) - 1))
+    square = ((counts - mean) ** 2 / mean).sum() / (len(counts) - 1)
+    return float((square ** (1 / 3) - 1 + spread) / math.sqrt(spread))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8, 11])
+def test_every_number_is_as_likely_at_every_place_and_every_pair_at_every_two(count):
+    """With 8 rounds, whatever the sides, the pairs of 8 numbers would be off by 15 of these."""
+    trials = 800
+    orders = [Shuffle.of(7, "order", step, count)(torch.arange(count)) for step in range(trials)]
+    stacked = torch.stack(orders)
+    for place in range(count):
+        assert chi_squared(torch.bincount(stacked[:, place], minlength=count)) < 4
+    for one in range(count - 1):
+        for other in {one + 1, count - 1} - {one}:
+            pairs = torch.bincount(stacked[:, one] * count + stacked[:, other], minlength=count**2)
+            possible = ~torch.eye(count, dtype=torch.bool).flatten()
+            assert not pairs[~possible].any()
+            assert count == 2 or chi_squared(pairs[possible]) < 4
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_shuffles_make_all_orders_equally_likely(count):
+    trials = 720
+    ids = torch.arange(count)
+    found = [tuple(Shuffle.of(0, "order", s, count)(ids).tolist()) for s in range(trials)]
+    counts = torch.tensor([found.count(order) for order in set(found)])
+    assert len(counts) == math.factorial(count)
+    assert chi_squared(counts) < 4
+
+
+def test_half_of_all_orders_are_odd():
+    """Sides of 3 and 3 would allow even ones only."""
+    odd = 0
+    for step in range(300):
+        order = Shuffle.of(0, "order", step, 9)(torch.arange(9))
+        odd += int((order[:, None] > order)[torch.ones(9, 9).triu(1) > 0].sum()) % 2
+    assert abs(odd - 150) < 5 * 9
+
+
+@pytest.mark.parametrize("count", [1797, 60_000, 1_000_003])
+def test_a_long_order_shows_no_pattern(count):
+    """Neighbours, digits and distances are as those of independent numbers, and so are epochs."""
+    places = torch.arange(count)
+    order, other = (Shuffle.of(5, "order", step, count)(places) for step in (0, 1))
+    scaled, moved = order.double() / count, places.double() / count
+    for one in (scaled.roll(1), scaled.roll(2), scaled.roll(44), moved, other.double() / count):
+        assert abs(torch.corrcoef(torch.stack((scaled, one)))[0, 1]) < 4.5 / math.sqrt(count)
+        near = ((scaled * 8).long() * 8 + (one * 8).long()).clamp(max=63)
+        assert chi_squared(torch.bincount(near, minlength=64)) < 4
+    step = (order - order.roll(1)) % count
+    assert chi_squared(torch.bincount(step * 50 // count, minlength=50)) < 4
+    side = math.isqrt(count)
+    digits = torch.bincount(order[: count // 2] % side * 4 // side, minlength=4)
+    assert chi_squared(digits) < 4
+    assert (order == other).sum() < 10  # one on average
+    assert (order == places).sum() < 10
+
+
+def test_an_order_of_a_billion_takes_little():
+    shuffle = Shuffle.of(0, "order", 3, 10**9)
+    assert shuffle.functions.numel() < 300_000
+    found = shuffle(torch.arange(0, 10**9, 10**6))
+    assert len(found.unique()) == 1000
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

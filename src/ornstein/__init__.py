@@ -11,7 +11,7 @@ _HOME = {
     "ornstein.data.info": ("Batch", "DataInfo", "Dataset"),
     "ornstein.data.augment": ("Augment",),
     "ornstein.data.sources": (
-        *("Arrays", "Digits", "Folder", "Parquet", "Shapes", "Toy", "recognise"),
+        *("Arrays", "Digits", "Folder", "Parquet", "Shapes", "Shards", "Toy", "recognise"),
     ),
     "ornstein.diffusion.bound": ("bound",),
     "ornstein.diffusion.denoiser": ("Denoiser", "bind"),

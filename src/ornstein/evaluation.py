@@ -9,6 +9,9 @@ numbers say little:
     gaussian    one Gaussian fitted to the values: what no model should fail to beat
 
 and the fraction of samples that are copies of training data, which a distance alone rewards.
+Where images are decoded as they are asked for, some thousands of each split, always the same random
+ones, stand for all of it (`Dataset.some`): the reference is of these, and copies are sought among
+them. The protocol says how many they are.
 
 Fréchet and kernel distance look at all of the reference. Precision, recall, density and coverage
 look at as many real samples, drawn at random, as there are generated ones (fewer of these if the
@@ -95,6 +98,8 @@ def reference_for(
     ConfigError for a split with fewer than four samples (a half needs a covariance), StorageError
     if the cache cannot be written.
     """
+    searched = None if dataset.most is None else min(dataset.most, len(dataset.train))
+    dataset = dataset.some()
     splits: dict[Split, np.ndarray] = {"train": dataset.train, "held_out": dataset.held_out}
     if split not in splits:
         raise ConfigError(f"there is no split {split!r}; write train or held_out")
@@ -142,6 +147,7 @@ def reference_for(
         neighbours=NEIGHBOURS,
         compared=min(count, len(features)),
         threshold=memorisation_threshold(dataset.x[dataset.train], dataset.x[dataset.held_out]),
+        searched=searched,
         seed=seed,
     )
     return Reference(real, protocol, baselines)
@@ -178,7 +184,8 @@ def score(
             f"{split} split, {extractor.name} and seed {seed}"
         )
     metrics = _measured(features, reference.real, extractor, count)
-    metrics["memorised"] = memorisation(samples, dataset.x[dataset.train], protocol.threshold)
+    known = dataset.x[dataset.some().train]
+    metrics["memorised"] = memorisation(samples, known, protocol.threshold)
     return Scores(
         protocol=protocol,
         made=made,
@@ -297,7 +304,7 @@ def gaussian_samples(dataset: Dataset, count: int, seed: int = 0) -> np.ndarray:
     has the mean and exactly the covariance of the M samples X, and no D x D matrix is made or
     decomposed. At most 4,096 training samples, keyed by `seed`, are fitted. Float32, native units.
     """
-    rows = dataset.train
+    rows = dataset.some().train
     if len(rows) > _FITTED:
         rows = rows[permutation(seed, "score/fitted", 0, len(rows))[:_FITTED].numpy()]
     x = torch.from_numpy(dataset.x[rows].astype(np.float32)).flatten(1)

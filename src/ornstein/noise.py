@@ -7,10 +7,12 @@ The key has 64 bits (a torch CPU generator keeps 32 of a seed), and every sample
 its own: what sample 37 of step 5 draws depends on (seed, purpose, step 5, 37) only. Bits are
 equal on every device; normals agree to rounding, since logarithms and cosines differ there.
 
-There is no state to save or restore, and nothing to advance: a draw is named, not taken.
+There is no state to save or restore, and nothing to advance: a draw is named, not taken. That
+holds for random orders, too: `Shuffle` says what stands at a place of one, without the others.
 """
 
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,6 +23,7 @@ from torch import Tensor
 _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_BLOCK = 1 << 18  # numbers whose words are in memory at a time
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
@@ -130,9 +133,95 @@ class Noise(NamedTuple):
 
 
 def permutation(seed: int, purpose: str, step: int, count: int) -> Tensor:
-    """A random order of 0 ... count-1 that depends on (seed, purpose, step) only."""
-    words = Noise.of(seed, purpose, count).at(step).bits(0, 2)
-    return torch.argsort(((words[:, 0] & 0x7FFFFFFF) << 32) | words[:, 1], stable=True)
+    """A random order of 0 ... count-1 that depends on (seed, purpose, step) only.
+
+    All orders are equally likely. It takes 32 bytes a number, and a sort: see `Shuffle`.
+    """
+    return torch.argsort(_sorted_by(seed, purpose, step, count), stable=True)
+
+
+def leading(seed: int, purpose: str, step: int, count: int, size: int) -> Tensor:
+    """Which of 0 ... count-1 are among the first `size` of that permutation, bool [count].
+
+    Nothing is sorted, and 34 bytes a number suffice.
+    """
+    words = _sorted_by(seed, purpose, step, count)
+    if size < 1:
+        return torch.zeros(count, dtype=torch.bool)
+    last = words.kthvalue(size).values
+    first = words < last
+    equal = (words == last).nonzero().squeeze(1)  # a stable sort leaves them in their order
+    first[equal[: size - int(first.sum())]] = True
+    return first
+
+
+def _sorted_by(seed: int, purpose: str, step: int, count: int) -> Tensor:
+    """63 random bits for each of 0 ... count-1, by which `permutation` sorts: int64 [count]."""
+    bits = torch.empty(count, dtype=torch.int64)
+    for start in range(0, count, _BLOCK):
+        ids = torch.arange(start, min(start + _BLOCK, count))
+        words = Noise.of(seed, purpose, ids).at(step).bits(0, 2)
+        bits[start : start + _BLOCK] = ((words[:, 0] & 0x7FFFFFFF) << 32) | words[:, 1]
+    return bits
+
+
+ROUNDS = 8
+"""How often a `Shuffle` turns its numbers round, at least; an even number."""
+
+
+class Shuffle(NamedTuple):
+    """A random order of 0 ... count-1 whose places can be asked for one by one.
+
+    A number x < a b is two digits, x = a r + l with l < a and r < b. A round
+
+        (l, r)  →  (r,  l + f(r))        modulo a and b in turn
+
+    can be undone whatever the function f is, so that rounds with random functions make a random
+    one-to-one map of the numbers below a b: a Feistel network (M. Luby, C. Rackoff, "How to
+    construct pseudorandom permutations from pseudorandom functions", 1988), generalised to any a
+    and b (J. Black, P. Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002, method 3).
+    Numbers that it takes beyond `count` are taken further until they are below, which is
+    one-to-one, too (their method 2); a is √count, rounded up to an even number, and b is as small
+    as a b ≥ count allows, so that this is rare. Of two odd sides, half of all orders could not
+    come about.
+
+    Two numbers with one r keep their distance through two rounds if their new r are equal, which
+    has the chance 1/b. There are 8 rounds, and more where b is below 32, so that it is kept to the
+    end in less than one order of 2^20. (Not all orders come about: there are 2^64 keys only.)
+
+    length: count. sides: (a, b). functions: int64 [rounds, max(a, b)], tables of f. They depend on
+    (seed, purpose, step) only; a table takes √count numbers, and so does the work to make it.
+    """
+
+    length: int
+    sides: tuple[int, int]
+    functions: Tensor
+
+    @classmethod
+    def of(cls, seed: int, purpose: str, step: int, count: int) -> "Shuffle":
+        """The order that these name; count is below 2^48."""
+        a = math.isqrt(max(count, 1) - 1) + 1
+        a += a % 2
+        b = max(1, -(-count // a))
+        pairs = next(n for n in itertools.count(ROUNDS // 2) if b == 1 or b**n >= 2**20)
+        words = Noise.of(seed, purpose, max(a, b)).at(step).bits(0, 2 * pairs).T
+        sides = torch.tensor([a, b] * pairs).unsqueeze(1)
+        functions = (words * sides) >> 32  # the bias is below a / 2^32
+        return cls(count, (a, b), functions.contiguous())
+
+    def __call__(self, places: Tensor) -> Tensor:
+        """What stands at some places of the order, int64 of the same shape."""
+        found = self._mapped(places)
+        while (beyond := found >= self.length).any():
+            found[beyond] = self._mapped(found[beyond])
+        return found
+
+    def _mapped(self, x: Tensor) -> Tensor:
+        a, b = self.sides
+        left, right = x % a, x.div(a, rounding_mode="floor")
+        for i, function in enumerate(self.functions):
+            left, right = right, (left + function.take(right)) % (b if i % 2 else a)
+        return right * a + left
 
 
 def _key(text: str) -> tuple[int, int]:

@@ -75,6 +75,9 @@ class Protocol(Choice):
         description="samples as near to a training sample count as memorised; root mean square, "
         "native units"
     )
+    searched: int | None = Field(
+        None, description="training samples among which copies are sought; None: all there are"
+    )
     seed: int = Field(description="of samples, halves, Gaussian and the choice of those compared")
 
     @model_validator(mode="after")

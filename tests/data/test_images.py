@@ -480,7 +480,7 @@ def test_a_train_folder_of_unreadable_files(folder):
     ],
 )
 def test_a_size_is_chosen(sizes, wanted):
-    assert images._common_size(sizes) == wanted
+    assert images.common_size(sizes) == wanted
 
 
 def test_size_and_channels_as_asked(folder):

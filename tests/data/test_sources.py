@@ -15,6 +15,7 @@ from ornstein.data.sources import (
     Digits,
     Folder,
     Parquet,
+    Shards,
     Toy,
     ToyName,
     moments,
@@ -201,7 +202,6 @@ def test_paths_are_recognised(here, monkeypatch):
         ("single", "only one image in"),
         ("single/0.png", "is a single image: give a folder"),
         ("a.zip", "an archive: unpack it"),
-        ("a.tar", "an archive: unpack it"),
         ("a.tar.gz", "an archive: unpack it"),
         ("a.csv", r"is text: save its numbers with numpy\.save"),
         ("a.arrow", r"is a table or container: save its arrays with numpy\.savez"),
@@ -223,7 +223,7 @@ def test_what_is_not_data_is_said(here, text, says):
         (here / folder).mkdir()
     np.save(here / "data.npy", np.ones((3, 2)))
     np.savez(here / "arrays" / "b.npz", np.ones((3, 2)))
-    for name in ("a.zip", "a.tar", "a.tar.gz", "a.csv", "a.arrow", "a.pt", "a.pkl", "a.docx"):
+    for name in ("a.zip", "a.tar.gz", "a.csv", "a.arrow", "a.pt", "a.pkl", "a.docx"):
         (here / name).write_bytes(b"1")
     (here / "bare").write_bytes(b"1")
     (here / "loop").symlink_to(here / "loop")
@@ -240,6 +240,7 @@ def test_sources_are_told_apart_by_kind(here):
         Arrays(path="a.npy"),
         Folder(path="b", size=32, channels=3),
         Parquet(path="c.parquet", size=32, fit="pad"),
+        Shards(path="d", size=32, channels=1, labels=False),
     ):
         assert adapter.validate_json(adapter.dump_json(source)) == source
     assert adapter.validate_python({"kind": "folder", "path": "b"}).path == str(here / "b")
@@ -258,6 +259,8 @@ def test_sources_are_told_apart_by_kind(here):
         {"kind": "folder", "path": "a", "size": 0},
         {"kind": "parquet", "path": "a", "size": 0},
         {"kind": "parquet", "path": "a", "fit": "cut"},
+        {"kind": "shards", "path": "a", "channels": 2},
+        {"kind": "shards", "path": "a", "labels": 3},
         {"kind": "images"},
     ],
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ornstein.data import stream
 from ornstein.data.info import DataInfo, Dataset
 from ornstein.data.sources import Digits, split
 from ornstein.data.stream import Stream
@@ -33,8 +36,8 @@ def dataset(count=COUNT, held_out=0.2):
 
 def test_each_epoch_is_a_permutation_of_the_training_split():
     data = dataset()
-    stream, n = Stream(data, seed=1), len(data.train)
-    epochs = [stream.ids(epoch * n, n) for epoch in range(5)]
+    order, n = Stream(data, seed=1), len(data.train)
+    epochs = [order.ids(epoch * n, n) for epoch in range(5)]
     for ids in epochs:
         assert sorted(ids) == data.train.tolist()
     assert len({tuple(ids) for ids in epochs}) == 5  # each in an order of its own
@@ -60,11 +63,35 @@ def test_any_part_of_the_positions_is_that_part_of_the_order(position, count):
 
 @given(st.lists(st.integers(1, 45), min_size=1, max_size=8))
 def test_however_positions_are_split_the_samples_are_the_same(parts):
-    stream, position, found = Stream(DATA, 2), 0, []
+    order, position, found = Stream(DATA, 2), 0, []
     for count in parts:
-        found.append(stream.ids(position, count))
+        found.append(order.ids(position, count))
         position += count
     assert np.array_equal(np.concatenate(found), Stream(DATA, 2).ids(0, position))
+
+
+def test_blocks_of_the_order_do_not_show(monkeypatch):
+    for block in (1, 7, 30, 36, 4096):
+        monkeypatch.setattr(stream, "BLOCK", block)
+        assert np.array_equal(Stream(DATA, 2).ids(0, 200), LONG)
+        assert np.array_equal(Stream(DATA, 2).ids(23, 70), LONG[23:93])
+
+
+def test_the_order_of_ten_million_takes_no_memory_for_each():
+    count = 10**7
+    x = np.broadcast_to(np.zeros((1, 1), np.uint8), (count, 1))
+    train = np.arange(count)
+    data = dataset()._replace(x=x, label=None, train=train, held_out=train[:0])
+    tracemalloc.start()
+    try:
+        far = Stream(data, 0)
+        ids = np.concatenate(
+            [far.ids(position, 64) for position in range(0, 3 * count, count // 9)]
+        )
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(np.unique(ids)) > 0.99 * len(ids)
 
 
 def test_far_positions_cost_no_more():

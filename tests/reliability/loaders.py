@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import sys
+import tarfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 
 from ornstein.cli.request import request
 from ornstein.data.images import cache_folder
-from ornstein.data.sources import Digits, Folder, Parquet, Toy, recognise
+from ornstein.data.sources import Digits, Folder, Parquet, Shards, Toy, recognise
 from ornstein.diffusion.grid import Trailing
 from ornstein.diffusion.model import Diffusion
 from ornstein.diffusion.sampling import Sampling
@@ -105,7 +106,10 @@ def data(place: Path) -> list[Any]:
     (place / "pictures").mkdir(exist_ok=True)
     for i, pixels in enumerate(x):
         Image.fromarray(pixels).save(place / "pictures" / f"{i}.png")
-    found = [recognise(str(place / name)) for name in ("x.npy", "x.npz", "pictures")]
+    with tarfile.open(place / "x.tar", "w") as archive:
+        for i in range(4):
+            archive.add(place / "pictures" / f"{i}.png", f"{i}.png")
+    found = [recognise(str(place / name)) for name in ("x.npy", "x.npz", "pictures", "x.tar")]
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -117,7 +121,8 @@ def data(place: Path) -> list[Any]:
         Image.fromarray(pixels).save(buffer, "PNG")
         images.append({"bytes": buffer.getvalue(), "path": None})
     pq.write_table(pa.table({"image": images}), place / "x.parquet")
-    return [*found, recognise(str(place / "x.parquet"))]
+    table = place / "x.parquet"
+    return [*found, recognise(str(table)), Shards(path=str(table))]
 
 
 def uses(run: Path) -> dict[str, tuple[Callable[[], Any], ...]]:
@@ -192,8 +197,8 @@ def poisoned(folder: str) -> None:
                     # A forged file without tensors is an optimizer at its start, and no code.
                     harmless = vouch and "optimizer" in name
                     attempt(told, uses(run)[name][number], refused=not harmless)
-        kinds = (".npy", ".npz", ".parquet", ".png", ".pt", ".pkl", ".safetensors", ".csv", "")
-        for kind in kinds:
+        kinds = (".npy", ".npz", ".parquet", ".tar", ".png", ".pt", ".pkl", ".safetensors", ".csv")
+        for kind in (*kinds, ""):
             file = place / f"data{kind}"
             file.write_bytes(content)
             attempt(f"{payload.name} as data{kind}", lambda f=file: recognise(str(f)).load())
@@ -205,6 +210,7 @@ def poisoned(folder: str) -> None:
         attempt(f"{payload.name} as pictures", Folder(path=str(pictures)).load)
         (pictures / "train-00000-of-00001.parquet").write_bytes(content)
         attempt(f"{payload.name} as parquet", Parquet(path=str(pictures)).load)
+        attempt(f"{payload.name} as shards", Shards(path=str(pictures)).load)
         shutil.rmtree(pictures)
         weights = place / "weights.safetensors"
         weights.write_bytes(content)

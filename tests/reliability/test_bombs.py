@@ -338,6 +338,18 @@ def tarred(mode):
     return stream.getvalue()
 
 
+def headers(count, **words):
+    """A tar of headers only, of members with names of their own; words: of the first."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for i in range(count):
+            about = tarfile.TarInfo(f"{i}.png")
+            for key, value in words.items() if i == 0 else ():
+                setattr(about, key, value)
+            archive.addfile(about)
+    return stream.getvalue()
+
+
 def varint(value):
     value, found = value << 1, b""  # zigzag, of what is not negative
     while value >= 128:
@@ -372,7 +384,14 @@ def large_page(folder):
 ARCHIVES = {
     "x.zip": (lambda _: zipped({"x.png": bytes(1 << 28)}), "an archive: unpack it"),
     "nested.zip": (lambda _: nested(), "an archive: unpack it"),
-    "x.tar": (lambda _: tarred("w"), "an archive: unpack it"),
+    "x.tar": (lambda _: tarred("w"), "no image in"),
+    "members.tar": (lambda _: headers(40_000), "no image in"),
+    "claim.tar": (lambda _: headers(1, size=1 << 80), "reaches beyond the end of the file"),
+    "records.tar": (
+        lambda _: headers(1, size=1 << 40, type=tarfile.XHDTYPE),
+        "a header is too long",
+    ),
+    "name.tar": (lambda _: headers(1, size=1 << 40, type=tarfile.GNUTYPE_LONGNAME), "too long"),
     "x.tar.gz": (lambda _: tarred("w:gz"), "an archive: unpack it"),
     "claim.npz": (lambda _: zipped({"x.npy": npy((10**12,))}), "the limit is 8 GiB"),
     "zeros.npz": (
@@ -403,6 +422,29 @@ def test_archives(name, command, harmless, tmp_path):
     (tmp_path / name).write_bytes(make(tmp_path))
     words = ("train", "edm", "--data", name, "--samples", "4")
     check(command(*words, where=tmp_path), harmless, (3,), says)
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHIVES if name.endswith(".parquet")])
+def test_tables_that_stay_where_they_are(name, command, harmless, tmp_path):
+    make, says = ARCHIVES[name]
+    (tmp_path / name).write_bytes(make(tmp_path))
+    asked = {"name": "edm", "data": {"kind": "shards", "path": str(tmp_path / name)}}
+    (tmp_path / "asked.yaml").write_text(json.dumps(asked))
+    words = ("train", "asked.yaml", "--samples", "4")
+    says = {"page.parquet": says, "rows.parquet": "more than it can hold"}.get(name, "damaged")
+    check(command(*words, where=tmp_path), harmless, (3,), says)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_in_tar_files(name, command, harmless, tmp_path):
+    """Others stand in their place, or they are read, if that is cheap."""
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for i, body in enumerate((png(1), IMAGES[name][0](), png(2))):
+            about = tarfile.TarInfo(f"{i}.{name.rpartition('.')[2]}" if i == 1 else f"{i}.png")
+            about.size = len(body)
+            archive.addfile(about, io.BytesIO(body))
+    words = ("inspect", "x.tar", "data.size=8", "data.channels=3")
+    check(command(*words, where=tmp_path), harmless, (0,))
 
 
 # --- recipes, and the records of a run ------------------------------------------------------------

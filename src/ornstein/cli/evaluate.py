@@ -135,7 +135,8 @@ def table(scores: Scores) -> str:
             f"the classifier is {classes.confidence:.0%} sure of its class on average; "
             f"entropy of classes {classes.entropy:.2f} nats"
         )
-    lines.append("memorised: as near to a training sample as the nearest 1 % of unseen data")
+    of = "" if protocol.searched is None else f" (of {protocol.searched:,} that were searched)"
+    lines.append(f"memorised: as near to a training sample{of} as the nearest 1 % of unseen data")
     if scores.likelihood is not None:
         found = scores.likelihood
         parts = " + ".join(f"{name} {value:.3f}" for name, value in found.parts.items())

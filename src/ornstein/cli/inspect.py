@@ -106,6 +106,7 @@ def table(report: Report) -> str:
             f"{report.held_out:,} held out",
             *_left_out(report),
             *_sizes(report),
+            *_looked(report),
             *_values(report),
             *_classes(report),
             *_duplicates(report),
@@ -140,6 +141,12 @@ def _size(size: tuple[int, int]) -> str:
     return f"{size[1]}×{size[0]}"
 
 
+def _looked(report: Report) -> list[str]:
+    if report.looked == report.info.count:
+        return []
+    return [f"looked at   {report.looked:,} random images, for values, colours and duplicates"]
+
+
 def _values(report: Report) -> list[str]:
     info, shape = report.info, "×".join(map(str, report.info.shape))
     possible = f" of {info.range[0]:g} to {info.range[1]:g}" if info.range else ""
@@ -157,7 +164,7 @@ def _values(report: Report) -> list[str]:
 def _colour(report: Report) -> str:
     if report.grey is None:
         return ""
-    if report.grey == report.info.count:
+    if report.grey == report.looked:
         return " grey"
     return f" colour ({report.grey:,} are grey)" if report.grey else " colour"
 

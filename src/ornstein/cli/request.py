@@ -55,7 +55,8 @@ def request(
     if data is not None:
         source = recognise(data)
         given = source.model_dump(mode="json", exclude_unset=True)
-        words.append(f"data.kind={source.kind}")
+        if not any(word.partition("=")[0] in ("data", "data.kind") for word in overrides):
+            words.append(f"data.kind={source.kind}")
         words += [f"data.{key}={_quoted(value)}" for key, value in given.items() if key != "kind"]
     for word in overrides:
         if "=" not in word and data is None and _is_data(word):

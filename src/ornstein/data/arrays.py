@@ -24,6 +24,7 @@ from typing import IO, Literal, NamedTuple
 
 import numpy as np
 
+from ornstein.data.info import Values
 from ornstein.errors import DataError
 
 MAX_BYTES = 8 << 30
@@ -82,7 +83,7 @@ def read_arrays(path: Path) -> Samples:
     return samples._replace(label=label, classes=classes)
 
 
-def rows(x: np.ndarray, ids: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
+def rows(x: Values, ids: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
     """x (or its rows `ids`) in parts of some 4 million values, each with its first position."""
     count = len(x) if ids is None else len(ids)
     step = max(1, (4 << 20) // max(1, math.prod(x.shape[1:])))

@@ -193,12 +193,13 @@ def _readable(pipe: IO[bytes], limit: float) -> bool:
 
 
 @contextmanager
-def decoders() -> Iterator[Ask]:
+def decoders(most: int = 4, at_once: int = AT_ONCE) -> Iterator[Ask]:
     """What decodes items, in processes that start when they are needed and end with the context.
 
-    What it yields raises DataError if no process can be started.
+    most: how many processes there are, at most; at_once: items that one is handed at a time, at
+    most. What it yields raises DataError if no process can be started.
     """
-    workers = min(4, os.cpu_count() or 1)
+    workers = min(most, os.cpu_count() or 1)
     started, idle = list[_Worker](), deque[_Worker]()
     lock, closed = threading.Lock(), threading.Event()
 
@@ -222,7 +223,10 @@ def decoders() -> Iterator[Ask]:
         """Answers to items, by one process after the other if need be."""
         answers, again = list[Answer](), False
         while len(answers) < len(items):
-            worker = idle.pop() if idle else start()
+            try:
+                worker = idle.pop()
+            except IndexError:  # none is, or another thread was quicker
+                worker = start()
             rest = items[len(answers) :]
             at = len(answers)
             try:
@@ -246,7 +250,7 @@ def decoders() -> Iterator[Ask]:
 
     def ask(job: Job, blocks: Iterable[Sequence[Item]]) -> Iterator[Answer]:
         waiting = deque[Future[list[Answer]]]()
-        for items in _parts(job, blocks):
+        for items in _parts(job, blocks, at_once):
             waiting.append(pool.submit(_known_apart, some, job, items))
             if len(waiting) > 2 * workers:
                 yield from waiting.popleft().result()
@@ -266,12 +270,12 @@ def decoders() -> Iterator[Ask]:
             worker.end()
 
 
-def _parts(job: Job, blocks: Iterable[Sequence[Item]]) -> Iterator[list[Item]]:
-    """The items in parts of at most `AT_ONCE`, which are not large."""
+def _parts(job: Job, blocks: Iterable[Sequence[Item]], at_once: int) -> Iterator[list[Item]]:
+    """The items in parts of at most so many, which are not large."""
     part, size = list[Item](), 0
     for item in chain.from_iterable(blocks):
         each = max(min(item.size, decode.MAX_FILE), job.bytes)
-        if part and (len(part) == AT_ONCE or size + each > _LARGE):
+        if part and (len(part) == at_once or size + each > _LARGE):
             yield part
             part, size = [], 0
         part.append(item)

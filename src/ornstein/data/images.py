@@ -37,16 +37,18 @@ from ornstein.data.decoders import Ask, Item, Job, decoders
 from ornstein.data.info import BadFile, Fit, Originals, originals
 from ornstein.errors import DataError, StorageError
 
-_READ = frozenset(
+READ = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib"}
     | {".tif", ".tiff", ".gif"}
 )
+"""The endings of the names of files that can be read."""
+
 # Images to a person: they are tried by content too, and named if they cannot be read.
 _OTHER = frozenset(
     {".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".tga", ".ico", ".exr"}
     | {".ppm", ".pgm", ".pbm"}
 )
-SUFFIXES = _READ | _OTHER
+SUFFIXES = READ | _OTHER
 """The endings of file names that are looked at; other files are ignored, and counted."""
 
 BLOCK = 256
@@ -172,7 +174,7 @@ def gather(
     errors: see `read_folder`.
     """
     if total < 2:
-        raise DataError(_too_few(where, form, total, missed, ignored))
+        raise DataError(too_few(where, form, total, missed, ignored))
     cache = cache_folder() / "images"
     listing = json.dumps([_LAYOUT, PIL.__version__, channels, fit, *key])
     note = cache / f"{_digest(listing)}.size"
@@ -180,22 +182,22 @@ def gather(
         noted, lost = (size, size) if size else _noted(note), dict[int, str]()
         if noted is None:
             sizes, lost = _sizes(ask, blocks())
-        shape = noted or _common_size(sizes)
+        shape = noted or common_size(sizes)
         stem = _digest(f"{shape} {listing}")
         pixels, index = cache / f"{stem}.u8", cache / f"{stem}.json"
         known = _cached(pixels, index, ignored)
         if known is None:
             job = Job(shape, channels or 3, fit)
-            with _stored(pixels) as part:
+            with stored(pixels) as part:
                 found = _decode_all(ask, blocks, total, job, channels is None, lost, part, progress)
                 entry = _entry(where, form, found, told, fit, missed, ignored)
-            with _stored(index) as part, _storing(cache):
+            with stored(index) as part, storing(cache):
                 part.write_text(json.dumps(entry), encoding="utf-8")
             known = _cached(pixels, index, ignored)
     if known is None:
         raise StorageError(f"the image cache at {cache} does not keep what is written to it")
     if noted is None:
-        with _stored(note) as part, _storing(cache):
+        with stored(note) as part, storing(cache):
             part.write_text(json.dumps(shape), encoding="utf-8")
     return known
 
@@ -325,13 +327,13 @@ def _decode_all(
                 digests.append(answer.sha256)
                 sizes.append(answer.original)
                 grey = grey and answer.grey
-                with _storing(part.parent):
+                with storing(part.parent):
                     out.write(answer.pixels)
             if progress is not None:
                 progress(done + 1, total)
     size = job.size or (0, 0)
     if grey and good:
-        with _storing(part.parent):
+        with storing(part.parent):
             _keep_first_channel(part, (len(good), 3, *size))
     shape = (len(good), 1 if grey else job.channels, *size)
     return _Found(good, names, digests, sizes, bad, shape)
@@ -349,7 +351,7 @@ def _entry(
     """The index of what was read. DataError: it is too little."""
     bad = sorted([*missed, *found.bad]) if missed else found.bad
     if len(found.good) < 2:
-        raise DataError(_too_few(where, form, len(found.good), bad, ignored))
+        raise DataError(too_few(where, form, len(found.good), bad, ignored))
     label, classes, held_out = told(found.good)
     if held_out is not None and all(held_out):
         raise DataError(f"none of the images to train on in {where} can be read")
@@ -378,7 +380,7 @@ def _sizes(ask: Ask, blocks: Iterable[Sequence[Item]]) -> _Seen:
     return _Seen(sizes, lost)
 
 
-def _common_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+def common_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
     """The size (H, W) for images of these sizes, when none was asked for."""
     if not sizes:
         return 8, 8
@@ -489,15 +491,15 @@ def _cached(pixels: Path, index: Path, ignored: int) -> Images | None:
 
 
 @contextmanager
-def _stored(final: Path) -> Iterator[Path]:
+def stored(final: Path) -> Iterator[Path]:
     """A file to write, which is given its name at the end: it is there whole or not at all."""
     part = final.with_name(f".tmp-{uuid.uuid4().hex}")
-    with _storing(final.parent):
+    with storing(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
     try:
         yield part
-        with _storing(final.parent):
+        with storing(final.parent):
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             part.replace(final)
@@ -512,7 +514,8 @@ def _stored(final: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _storing(cache: Path) -> Iterator[None]:
+def storing(cache: Path) -> Iterator[None]:
+    """Within, what goes wrong with writing to a cache is a StorageError."""
     try:
         yield
     except OSError as error:
@@ -522,7 +525,8 @@ def _storing(cache: Path) -> Iterator[None]:
         ) from error
 
 
-def _too_few(root: Path, form: str, good: int, bad: Sequence[BadFile], ignored: int) -> str:
+def too_few(root: Path, form: str, good: int, bad: Sequence[BadFile], ignored: int) -> str:
+    """What is wrong with data of less than two images."""
     found = "no image" if good == 0 else "only one image"
     text = f"{found} in {root}: at least 2 are needed, {form}"
     if bad:

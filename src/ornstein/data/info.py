@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -108,8 +108,22 @@ class DataInfo(Choice):
         return self.model_copy(update={"range": limits, **moments})
 
 
+class Values(Protocol):
+    """An array [N, *shape], or what gives parts of one: what is known of it, and its rows."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: np.ndarray | slice, /) -> np.ndarray: ...
+
+
 class Dataset(NamedTuple):
-    """A data set in memory or in a memory-mapped file.
+    """A data set in memory, in a memory-mapped file, or in files that are read as it is asked for.
 
     x: [N, *shape] in native values (uint8 images, float32 vectors). label: int64 [N] or None.
     train, held_out: the numbers of the samples in each split, rising.
@@ -117,18 +131,28 @@ class Dataset(NamedTuple):
     originals: the sizes of images that were read from files, whether they had to change or not.
     common: the most common of these, and how many images had each. names: of the samples where
     files gave them any. ignored: how many files were no data by their names.
+    most: where samples are decoded as they are asked for, how many of a split are looked at, at
+    most, by what would look at all of them, and of how many images sizes are known; else None.
     """
 
     info: DataInfo
-    x: np.ndarray
+    x: Values
     label: np.ndarray | None
     train: np.ndarray
     held_out: np.ndarray
     bad: tuple[BadFile, ...] = ()
     originals: Originals | None = None
     common: tuple[tuple[tuple[int, int], int], ...] = ()
-    names: tuple[str, ...] = ()
+    names: Sequence[str] = ()
     ignored: int = 0
+    most: int | None = None
+
+    def some(self) -> Dataset:
+        """The data set with at most `most` samples in each split, drawn at random, always the
+        same ones: what is measured on all samples is measured on these."""
+        return self._replace(
+            train=drawn(self.train, self.most), held_out=drawn(self.held_out, self.most)
+        )
 
     def batch(self, ids: np.ndarray, scale: tuple[float, float] | None = None) -> Batch:
         """The samples `ids`, float32, as an objective that declares the range `scale` gets them."""
@@ -138,3 +162,15 @@ class Dataset(NamedTuple):
             x = x.mul_(a).add_(b)
         label = None if self.label is None else torch.from_numpy(self.label[ids])
         return Batch(x, torch.from_numpy(ids), label)
+
+
+def drawn(ids: np.ndarray, most: int | None, purpose: str = "some") -> np.ndarray:
+    """`most` of the rising numbers, the same random ones for a purpose; all where they are fewer,
+    or where there is no limit."""
+    if most is None or len(ids) <= most:
+        return ids
+    from ornstein.noise import Shuffle
+
+    places = Shuffle.of(0, purpose, 0, len(ids))(torch.arange(most))
+    found: np.ndarray = ids[places.sort().values.numpy()]
+    return found

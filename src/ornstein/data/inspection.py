@@ -20,6 +20,7 @@ import numpy as np
 from ornstein.data.arrays import rows
 from ornstein.data.duplicates import Groups, duplicates, leaked
 from ornstein.data.info import BadFile, DataInfo, Dataset, Originals
+from ornstein.data.sources import Shards, recognise
 
 if TYPE_CHECKING:
     from ornstein.choice import Choice
@@ -75,14 +76,17 @@ class Proposal(NamedTuple):
 class Report(NamedTuple):
     """What is known of a data set.
 
-    low, high: the smallest and largest value there is. grey: how many images have no colour, or
-    None for vectors. originals, common: sizes (H, W) before images were fitted, see `Dataset`.
-    dimensions: of vectors. names: of the samples that are duplicates, by number.
+    looked: how many samples values, colours and duplicates are of: all, but where images are
+    decoded as they are asked for. low, high: the smallest and largest value there is. grey: how
+    many images have no colour, or None for vectors. originals, common: sizes (H, W) before images
+    were fitted, see `Dataset`. dimensions: of vectors. names: of the samples that are duplicates,
+    by number.
     """
 
     info: DataInfo
     train: int
     held_out: int
+    looked: int
     bad: tuple[BadFile, ...]
     ignored: int
     originals: Originals | None
@@ -102,17 +106,21 @@ def inspect(
 ) -> Report:
     """The report of `dataset`, which `source` loaded. `progress(done, total)` is called while
     images are compared."""
-    info, x = dataset.info, dataset.x
+    info, some = dataset.info, dataset.some()
+    ids = np.sort(np.concatenate((some.train, some.held_out)))
+    x = np.asarray(dataset.x) if len(ids) == len(dataset.x) else dataset.x[ids]
     outside = np.zeros(len(x), bool)
-    outside[dataset.held_out] = True
+    outside[np.searchsorted(ids, some.held_out)] = True
     found = duplicates(x, info.range, progress)
-    exact, near = leaked(found, outside)
-    named = {i for groups in (found.exact, found.near) for group in groups for i in group}
+    exact, near = (ids[places].tolist() for places in leaked(found, outside))
+    groups = [_numbers(ids, groups) for groups in (found.exact, found.near)]
+    named = {i for kind in groups for group in kind for i in group}
     extremes = [(float(part.min()), float(part.max())) for _, part in rows(x)]
     return Report(
         info=info,
         train=len(dataset.train),
         held_out=len(dataset.held_out),
+        looked=len(ids),
         bad=dataset.bad,
         ignored=dataset.ignored,
         originals=dataset.originals,
@@ -122,7 +130,7 @@ def inspect(
         high=max(high for _, high in extremes),
         classes=_classes(dataset),
         dimensions=_dimensions(x) if info.kind == "vector" else (),
-        repeated=Repeated(found.exact, found.near, tuple(exact), tuple(near), found.compared),
+        repeated=Repeated(groups[0], groups[1], tuple(exact), tuple(near), found.compared),
         names={i: dataset.names[i] for i in sorted(named)} if dataset.names else {},
         proposal=_proposal(source, dataset),
     )
@@ -155,6 +163,11 @@ def as_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): as_json(part) for key, part in value.items()}
     return value
+
+
+def _numbers(ids: np.ndarray, groups: Groups) -> Groups:
+    """The samples that stand at the places of some groups."""
+    return tuple(tuple(ids[list(group)].tolist()) for group in groups)
 
 
 def _evenly(ids: np.ndarray, count: int) -> np.ndarray:
@@ -203,6 +216,8 @@ def _proposal(source: Choice, dataset: Dataset) -> Proposal:
         why = _why(source, dataset)
         if dataset.originals is not None and square:
             given["size"] = side
+    if isinstance(source, Shards) and recognise(data) != Shards(path=data):
+        given["kind"] = source.kind
     words = [f"data.{key}={value}" for key, value in given.items()]
     return Proposal(
         size=size,

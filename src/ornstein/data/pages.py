@@ -36,12 +36,14 @@ _ELEMENTS = 100_000  # of all lists in a group of rows
 
 class Chunk(NamedTuple):
     """One column of a group of rows, in the bytes from `start` to `stop` of the file. values: how
-    many it has, unpacked: bytes that they take, both by the footer."""
+    many it has, unpacked: bytes that they take, codec: how they are packed, 0 for not at all; all
+    by the footer."""
 
     start: int
     stop: int
     values: int
     unpacked: int
+    codec: int
 
 
 class Group(NamedTuple):
@@ -53,7 +55,10 @@ class Group(NamedTuple):
 
 class Page(NamedTuple):
     """dictionary: whether it is one. values: how many are in it. header, packed, unpacked: bytes
-    of the header, of the body, and of the body once it is unpacked."""
+    of the header, of the body, and of the body once it is unpacked. start: of the body, in the
+    file. levels: bytes before the values that are never packed, and tell which values are null;
+    None where they are packed with the values. plain: whether the values are not packed, though
+    others of the chunk are."""
 
     dictionary: bool
     values: int
@@ -61,6 +66,9 @@ class Page(NamedTuple):
     header: int
     packed: int
     unpacked: int
+    start: int
+    levels: int | None
+    plain: bool
 
 
 def groups(file: IO[bytes], size: int) -> Iterator[Group]:
@@ -97,7 +105,7 @@ def _chunk(column: Any, size: int) -> tuple[str, Chunk]:
     if 1 in column or not 4 <= start <= stop <= size:
         raise ValueError("a column is not where the footer says")
     name = b".".join(_part(about, 3, list)).decode("utf-8", "replace")
-    return name, Chunk(start, stop, _size(about, 5), _size(about, 6))
+    return name, Chunk(start, stop, _size(about, 5), _size(about, 6), _size(about, 4))
 
 
 def pages(file: IO[bytes], chunk: Chunk) -> Iterator[Page]:
@@ -114,7 +122,18 @@ def pages(file: IO[bytes], chunk: Chunk) -> Iterator[Page]:
         if kind in _OWN:  # others, such as indices, are passed over, as readers do
             own = _part(fields, _OWN[kind][0], dict)
             values, encoding = _size(own, 1), _size(own, _OWN[kind][1])
-            yield Page(kind == _DICTIONARY, values, encoding, head.at, packed, unpacked)
+            second = kind == _DATA_2
+            yield Page(
+                kind == _DICTIONARY,
+                values,
+                encoding,
+                head.at,
+                packed,
+                unpacked,
+                start=start - packed,
+                levels=_size(own, 5) + _size(own, 6) if second else None,
+                plain=second and own.get(7) is False,
+            )
 
 
 def _part(fields: Any, number: int, kind: type) -> Any:

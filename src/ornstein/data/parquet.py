@@ -28,6 +28,7 @@ cannot be read is left out and named as in a folder, and pixels are kept in the 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import stat
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ from ornstein.data.decoders import Item
 from ornstein.data.images import BLOCK, HELD_OUT, TRAIN, Images, Progress, Told, gather, shown
 from ornstein.data.info import Fit
 from ornstein.data.pages import DELTA_BYTE_ARRAY, Chunk, groups, pages
-from ornstein.errors import DataError, clip, printable, quote
+from ornstein.errors import DataError, OrnsteinError, clip, printable, quote
 
 IMAGES = ("image", "img", "picture", "photo")
 LABELS = ("label", "labels", "class", "fine_label", "coarse_label", "category", "target", "digit")
@@ -64,6 +65,9 @@ MAX_RATIO = 20
 MAX_CLASSES = 10_000
 """The most values that a column of labels may have."""
 
+LARGE = 8 << 30
+"""Of more bytes than these, it is said that they could stay where they are."""
+
 _FREE = 64 << 20  # bytes that any page may unpack to
 _AT_ONCE = 64 << 20  # bytes that a few rows take; they are also limited in number
 _TEXT = 4 << 20  # characters of the metadata
@@ -71,7 +75,7 @@ _NAME = 200  # characters of a class's name
 
 
 class File(NamedTuple):
-    """A Parquet file. name: relative to the folder, parted by `/`. mtime in ns."""
+    """A file with many images. name: relative to the folder, parted by `/`. mtime in ns."""
 
     path: Path
     name: str
@@ -107,7 +111,7 @@ def read_parquet(
         raise DataError(
             f"there is no .parquet file in {path}, nor in a folder data, train or test below it"
         )
-    held_out = _held_out(found, path)
+    held_out = sides(found, path)
     counts = [_count(file) for file in found]
     total = sum(counts)
     if total > MAX_ROWS:
@@ -115,8 +119,15 @@ def read_parquet(
 
     @cache  # asked only if the cache of images does not serve
     def labelled() -> tuple[Columns, list[int] | None, list[str]]:
-        columns = _columns(found)
-        return columns, *_labels(found, columns)
+        size = sum(file.size for file in found)
+        if size > LARGE:
+            logging.getLogger(__name__).warning(
+                "the pixels of %s (%d GiB) will be kept in the cache; data.kind=shards reads them "
+                "where they are, as they are needed",
+                *(printable(str(path)), size >> 30),
+            )
+        columns = columns_of(found)
+        return columns, *labels_of(found, columns)
 
     def blocks() -> Iterator[list[Item]]:
         columns, label, _ = labelled()
@@ -133,23 +144,24 @@ def read_parquet(
 
     def told(good: list[int]) -> Told:
         _, label, names = labelled()
-        sides = None
+        outside = None
         if held_out is not None:
             side = [out for out, n in zip(held_out, counts, strict=True) for _ in range(n)]
-            sides = [side[i] for i in good]
+            outside = [side[i] for i in good]
         used = sorted({label[i] for i in good}) if label else []
         if label is None or len(used) < 2:  # one class says nothing
-            return Told(None, [], sides)
+            return Told(None, [], outside)
         place = {number: i for i, number in enumerate(used)}
-        return Told([place[label[i]] for i in good], [names[i] for i in used], sides)
+        return Told([place[label[i]] for i in good], [names[i] for i in used], outside)
 
     key = ["parquet", str(path.resolve()), [file[1:] for file in found]]
     form = "as rows that hold their bytes"
     return gather(path, key, total, blocks, told, size, channels, progress, fit, form=form)
 
 
-def files(path: Path) -> list[File]:
-    """The Parquet files that a path means, sorted by name: itself, or those of a folder.
+def files(path: Path, suffix: str = ".parquet") -> list[File]:
+    """The files, by default of Parquet, that a path means, sorted by name: itself, or those of a
+    folder.
 
     These are the files in it, in `data` below it, and in folders of either that are named as
     splits. Where there are none, the only sub-folder that has such files stands for the folder.
@@ -162,40 +174,40 @@ def files(path: Path) -> list[File]:
             raise DataError(f"{path} does not exist: put it back, or name other data")
         if not path.is_dir():
             raise DataError(f"{path} is neither a folder nor an ordinary file: name other data")
-        found = _shards(path)
-        inner = [] if found else list(below(path, 1))
+        found = _shards(path, suffix)
+        inner = [] if found else list(below(path, 1, suffix))
         if len(inner) > 1:
             which = ", ".join(quote(shown(folder.name)) for folder in inner[:5])
             which += f" and {len(inner) - 5} more" if len(inner) > 5 else ""
             raise DataError(
-                f"{path} has Parquet files in several folders ({which}): name one of them, such "
+                f"{path} has {suffix} files in several folders ({which}): name one of them, such "
                 f"as {inner[0]}"
             )
-        return _shards(inner[0]) if inner else found
+        return _shards(inner[0], suffix) if inner else found
     except OSError as error:
         raise DataError(f"{path} cannot be read: {cause(error)}") from error
 
 
-def below(path: Path, levels: int) -> Iterator[Path]:
-    """The folders, at most so many levels below one, that could be named for their Parquet files.
+def below(path: Path, levels: int, suffix: str = ".parquet") -> Iterator[Path]:
+    """The folders, at most so many levels below one, that could be named for such files.
 
     None of them lies in another; what cannot be looked into is passed over.
     """
     with suppress(OSError):
         for folder in _folders(path):
             with suppress(OSError):
-                if _shards(folder):
+                if _shards(folder, suffix):
                     yield folder
                 elif levels > 1 and not folder.is_symlink():  # links may form loops
-                    yield from below(folder, levels - 1)
+                    yield from below(folder, levels - 1, suffix)
 
 
 def _folders(path: Path) -> list[Path]:
     return [p for p in sorted(path.iterdir()) if not p.name.startswith(".") and p.is_dir()]
 
 
-def _shards(folder: Path) -> list[File]:
-    """The Parquet files of a folder, see `files`."""
+def _shards(folder: Path, suffix: str) -> list[File]:
+    """The files of a folder, see `files`."""
     places = [place for place in (folder, folder / "data") if place.is_dir()]
     splits = [inner for place in places for inner in _folders(place)]
     places += [inner for inner in splits if _words(inner.name) & (TRAIN | HELD_OUT)]
@@ -203,7 +215,7 @@ def _shards(folder: Path) -> list[File]:
         _file(entry, entry.relative_to(folder).as_posix())
         for place in places
         for entry in place.iterdir()
-        if entry.suffix.lower() == ".parquet" and not entry.name.startswith(".")
+        if entry.suffix.lower() == suffix and not entry.name.startswith(".")
     ]
     return sorted((f for f in found if stat.S_ISREG(f.mode)), key=lambda file: file.name)
 
@@ -220,7 +232,7 @@ def _words(name: str) -> set[str]:
     return set(re.split(r"[^a-z]+", name.lower()))
 
 
-def _held_out(found: list[File], path: Path) -> list[bool] | None:
+def sides(found: list[File], path: Path) -> list[bool] | None:
     """Which files are held out, by their names and their folders'; None if these give no split."""
     words = [_words(file.name) for file in found]
     train, rest = ([bool(kind & w) for w in words] for kind in (TRAIN, HELD_OUT))
@@ -236,7 +248,7 @@ def _held_out(found: list[File], path: Path) -> list[bool] | None:
 
 
 @contextmanager
-def _opened(file: File) -> Iterator[Any]:
+def opening(file: File) -> Iterator[Any]:
     """A file's reader; whatever goes wrong with it is a DataError."""
     try:
         from pyarrow.parquet import ParquetFile
@@ -258,7 +270,7 @@ def _opened(file: File) -> Iterator[Any]:
             thrift_container_size_limit=100_000,
         ) as opened:
             yield opened
-    except (DataError, MemoryError):
+    except (OrnsteinError, MemoryError):
         raise
     except PermissionError as error:
         raise DataError(f"{file.path} may not be read: permission denied") from error
@@ -269,19 +281,19 @@ def _opened(file: File) -> Iterator[Any]:
 
 def _count(file: File) -> int:
     """How many rows a file has, by its footer."""
-    with _opened(file) as opened:
+    with opening(file) as opened:
         count = int(opened.metadata.num_rows)
         if count < 0:
             raise ValueError(f"it claims to have {count} rows")
         return count
 
 
-def _columns(found: list[File]) -> Columns:
+def columns_of(found: list[File]) -> Columns:
     """The columns to read, the same in all files."""
     first, *others = found
-    columns = _columns_of(first)
+    columns = _columns_in(first)
     for file in others:
-        if _columns_of(file) != columns:
+        if _columns_in(file) != columns:
             raise DataError(
                 f"{file.path} has other columns or classes than {first.name}: "
                 "give the files of one data set"
@@ -289,10 +301,10 @@ def _columns(found: list[File]) -> Columns:
     return columns
 
 
-def _columns_of(file: File) -> Columns:
+def _columns_in(file: File) -> Columns:
     from pyarrow import types
 
-    with _opened(file) as opened:
+    with opening(file) as opened:
         schema = opened.schema_arrow
         features = _features(schema.metadata or {})
         images, labels = {}, []
@@ -382,7 +394,7 @@ def _class_names(feature: dict[str, Any]) -> tuple[str, ...]:
     return tuple(clip(name.encode("utf-8", "replace").decode(), _NAME) for name in names)
 
 
-def _labels(found: list[File], columns: Columns) -> tuple[list[int] | None, list[str]]:
+def labels_of(found: list[File], columns: Columns) -> tuple[list[int] | None, list[str]]:
     """The class of every row, -1 for none, and the names of the classes; None if no row has one."""
     if columns.label is None:
         return None, []
@@ -417,13 +429,13 @@ def _labels(found: list[File], columns: Columns) -> tuple[list[int] | None, list
 
 def _values(file: File, column: str, most: int) -> Iterator[list[Any]]:
     """The values of a column, at most `most` rows at a time, and fewer if they are large."""
-    with _opened(file) as opened, file.path.open("rb") as raw:
+    with opening(file) as opened, file.path.open("rb") as raw:
         total = 0
         for number, group in enumerate(groups(raw, file.size)):
             chunk = group.chunks.get(column)
             if chunk is None or chunk.values != group.rows:
                 raise ValueError(f"its column {quote(column)} has other rows")
-            rows = min(most, _rows_at_once(raw, file, chunk))
+            rows = min(most, rows_at_once(raw, file, chunk))
             seen = 0
             for batch in opened.iter_batches(rows, [number], [column], use_threads=False):
                 values = batch.column(0).to_pylist()
@@ -436,7 +448,7 @@ def _values(file: File, column: str, most: int) -> Iterator[list[Any]]:
             raise ValueError(f"{total} rows where {opened.metadata.num_rows} should be")
 
 
-def _rows_at_once(raw: IO[bytes], file: File, chunk: Chunk) -> int:
+def rows_at_once(raw: IO[bytes], file: File, chunk: Chunk) -> int:
     """How many rows of a column may be read at once. Raises what its pages give reason for."""
     values, unpacked, largest = 0, 0, 1
     for page in pages(raw, chunk):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias, get_args
 from pydantic import AfterValidator, Field, model_validator
 
 from ornstein.choice import Choice
-from ornstein.data.info import BadFile, DataInfo, Dataset, Fit, Originals
+from ornstein.data.info import BadFile, DataInfo, Dataset, Fit, Originals, Values
 from ornstein.errors import DataError, clip, nearest, printable
 
 if TYPE_CHECKING:
@@ -207,17 +207,54 @@ class Parquet(Choice):
         return _of_images(name, images, self.held_out)
 
 
-Data = Annotated[Digits | Toy | Shapes | Arrays | Folder | Parquet, Field(discriminator="kind")]
+class Shards(Choice):
+    """A folder of `.tar` files with images named as WebDataset does, or one; or `.parquet` files.
+
+    Images are decoded as they are needed, and never kept: for data larger than memory and cache.
+    size, fit, channels: as for a folder, but from some of the images. Files named like train-0001
+    and val-0001 are splits. labels: whether `.cls` and `.json` members, or a column, give classes.
+    """
+
+    kind: Literal["shards"] = "shards"
+    path: AbsolutePath
+    size: int | None = Field(None, ge=4, le=2048)
+    fit: Fit = "crop"
+    channels: Literal[1, 3] | None = None
+    labels: bool = True
+    held_out: HeldOut = 0.1
+
+    def load(self, progress: Progress | None = None) -> Dataset:
+        """The images, uint8 [N, C, H, W], decoded when they are asked for; see
+        `ornstein.data.shards`.
+
+        DataError: fewer than two samples, none that can be decoded, or a Parquet file that is
+        damaged. StorageError: the cache cannot be written.
+        """
+        from ornstein.data.shards import read_shards
+
+        return read_shards(
+            Path(self.path),
+            self.size,
+            self.channels,
+            self.fit,
+            self.held_out,
+            self.labels,
+            progress,
+        )
+
+
+Source: TypeAlias = Digits | Toy | Shapes | Arrays | Folder | Parquet | Shards
+Data = Annotated[Source, Field(discriminator="kind")]
 
 ACCEPTED = (
-    "a folder of images, a .parquet file or a folder of them, a .npy or .npz file, 'digits', "
-    "'shapes' or a toy distribution"
+    "a folder of images, a .parquet or .tar file or a folder of them, a .npy or .npz file, "
+    "'digits', 'shapes' or a toy distribution"
 )
 
 # What people try, and what to do instead.
 _ADVICE = {
     **dict.fromkeys(
-        (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"),
+        (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"),
         "an archive: unpack it and give the folder",
     ),
     **dict.fromkeys(
@@ -236,13 +273,13 @@ _ADVICE = {
 }
 
 
-def recognise(text: str) -> Digits | Toy | Shapes | Arrays | Folder | Parquet:
+def recognise(text: str) -> Source:
     """The source that a word or a path names.
 
     `digits`, `shapes` and the names of toys come first (a folder of such a name is `./digits`);
-    then an existing folder with at least two images, else with `.parquet` files where
-    `ornstein.data.parquet.files` looks for them; or a `.npy`, `.npz` or `.parquet` file. DataError
-    for anything else: what was found, and what is accepted.
+    then an existing folder with at least two images, else with `.tar`, else with `.parquet` files
+    where `ornstein.data.parquet.files` looks for them; or a `.npy`, `.npz`, `.parquet` or `.tar`
+    file. DataError for anything else: what was found, and what is accepted.
     """
     toys = get_args(ToyName)
     word = text.strip().lower().replace("-", "_")
@@ -278,15 +315,17 @@ def recognise(text: str) -> Digits | Toy | Shapes | Arrays | Folder | Parquet:
     raise DataError(f"{path} does not exist{_neighbour(path)}; give {ACCEPTED}")
 
 
-def _folder(path: Path) -> Folder | Parquet:
+def _folder(path: Path) -> Folder | Parquet | Shards:
     from ornstein.data.decode import READABLE
     from ornstein.data.images import File, walk
     from ornstein.data.parquet import below
-    from ornstein.data.parquet import files as parquet_files
+    from ornstein.data.parquet import files as shards
 
     files = islice((found for found in walk(path) if isinstance(found, File)), 2)
     count = len(list(files))
-    if count < 2 and parquet_files(path):
+    if count < 2 and shards(path, ".tar"):
+        return Shards(path=str(path))
+    if count < 2 and shards(path):
         return Parquet(path=str(path))
     if count < 2:
         arrays = sorted(p.name for p in path.iterdir() if p.suffix.lower() in (".npy", ".npz"))
@@ -298,7 +337,7 @@ def _folder(path: Path) -> Folder | Parquet:
     return Folder(path=str(path))
 
 
-def _file(path: Path) -> Arrays | Parquet:
+def _file(path: Path) -> Arrays | Parquet | Shards:
     from ornstein.data.images import SUFFIXES
 
     suffix = path.suffix.lower()
@@ -306,6 +345,8 @@ def _file(path: Path) -> Arrays | Parquet:
         return Arrays(path=str(path))
     if suffix == ".parquet":
         return Parquet(path=str(path))
+    if suffix == ".tar":
+        return Shards(path=str(path))
     if suffix in SUFFIXES:
         raise DataError(f"{path} is a single image: give a folder with at least 2 images")
     advice = _ADVICE.get(suffix)
@@ -385,26 +426,26 @@ def split(count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
 
     share · count of them are held out, rounded; at least one if share > 0, never all.
     """
-    import numpy as np
+    from ornstein.noise import leading
 
-    from ornstein.noise import permutation
+    return _sides(leading(0, "held-out", 0, count, held(count, share)).numpy())
 
-    held = min(count - 1, max(1, round(share * count))) if share > 0 else 0
-    mask = np.zeros(count, dtype=bool)
-    mask[permutation(0, "held-out", 0, count)[:held].numpy()] = True
-    return _sides(mask)
+
+def held(count: int, share: float) -> int:
+    """How many samples of `count` are held out if it is this share of them."""
+    return min(count - 1, max(1, round(share * count))) if share > 0 else 0
 
 
 def _sides(held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     import numpy as np
 
     return (
-        np.flatnonzero(~held_out).astype(np.int64),
-        np.flatnonzero(held_out).astype(np.int64),
+        np.flatnonzero(~held_out).astype(np.int64, copy=False),
+        np.flatnonzero(held_out).astype(np.int64, copy=False),
     )
 
 
-def moments(x: np.ndarray, ids: np.ndarray) -> tuple[float, float]:
+def moments(x: Values, ids: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation of all values of the samples `ids`, in float64, by parts.
 
     Parts are merged by T. Chan, G. Golub, R. LeVeque, "Updating formulae and a pairwise

@@ -3,7 +3,8 @@
 Position p of the stream is sample number (p mod n) of a random order of the training split that
 depends on (seed, epoch p // n) only, varied by random numbers of (seed, p). Nothing about it has
 to be saved, and any number of ranks or workers that ask for parts of the same positions see the
-same data.
+same data. The order is never written out, some thousand places of it are looked up at a time, see
+`noise.Shuffle`: that of ten million samples takes no more memory.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import torch
 
-from ornstein.noise import Noise, permutation
+from ornstein.noise import Noise, Shuffle
 
 if TYPE_CHECKING:
     from ornstein.data.augment import Augment
     from ornstein.data.info import Batch, Dataset
+
+
+BLOCK = 4096
+"""How many places of the order are looked up at once: one by one, each would take longer."""
 
 
 class Source(Protocol):
@@ -46,13 +52,16 @@ class Stream:
         count = len(dataset.train)
 
         @lru_cache(maxsize=2)  # a batch may straddle two epochs
-        def order(epoch: int) -> np.ndarray:
-            chosen: np.ndarray = dataset.train[
-                permutation(seed, "data order", epoch, count).numpy()
-            ]
+        def order(epoch: int) -> Shuffle:
+            return Shuffle.of(seed, "data order", epoch, count)
+
+        @lru_cache(maxsize=2)
+        def block(epoch: int, number: int) -> np.ndarray:
+            places = torch.arange(number * BLOCK, min((number + 1) * BLOCK, count))
+            chosen: np.ndarray = dataset.train[order(epoch)(places).numpy()]
             return chosen
 
-        self._order = order
+        self._block = block
 
     def at(self, position: int, count: int) -> Batch:
         batch = self.dataset.batch(self.ids(position, count), self.scale)
@@ -66,8 +75,8 @@ class Stream:
         n = len(self.dataset.train)
         parts = []
         while count > 0:
-            epoch, offset = divmod(position, n)
-            taken = min(count, n - offset)
-            parts.append(self._order(epoch)[offset : offset + taken])
-            position, count = position + taken, count - taken
+            epoch, place = divmod(position, n)
+            number, offset = divmod(place, BLOCK)
+            parts.append(self._block(epoch, number)[offset : offset + count])
+            position, count = position + len(parts[-1]), count - len(parts[-1])
         return np.concatenate(parts) if parts else np.empty(0, np.int64)

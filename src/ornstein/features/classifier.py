@@ -10,7 +10,8 @@ variances on the training split add up to 64. So a distance has no units: one po
 of the features is 64 away. Nets of other data or seeds are other eyes: scores compare only
 within one extractor, and its name and weights are part of each score.
 
-Only the training split is seen. Initial weights, order and shifts are keyed by `noise`, so the
+Only the training split is seen; of images that are decoded as they are asked for, some thousands
+of it (`Dataset.some`). Initial weights, order and shifts are keyed by `noise`, so the
 net is a pure function of (data, split, seed) on one machine and thread count; other kernels sum
 in another order and give weights that differ by rounding, and after a training by more than
 that. Therefore the net is cached, and named with the hash of its weights.
@@ -163,6 +164,7 @@ def train_classifier(dataset: Dataset, seed: int = 0) -> Classifier:
     through one keyed order of the data after another. ConfigError if the images have no classes.
     """
     check(dataset)
+    dataset = dataset.some()
     info, labels, train = dataset.info, dataset.label, dataset.train
     assert labels is not None
     net = _initial(info, seed)
@@ -243,7 +245,7 @@ def _standardised(x: np.ndarray, info: DataInfo) -> Tensor:
 
 def _about(dataset: Dataset, seed: int) -> dict[str, Any]:
     """Everything that the weights depend on; its hash is the key of the cache."""
-    split = hashlib.sha256()
+    split, dataset = hashlib.sha256(), dataset.some()
     for ids in (dataset.train, dataset.held_out):
         split.update(np.asarray(ids, dtype="<i8").tobytes() + b"/")
     return {
