@@ -55,7 +55,8 @@ def request(
     if data is not None:
         source = recognise(data)
         given = source.model_dump(mode="json", exclude_unset=True)
-        if not any(word.partition("=")[0] in ("data", "data.kind") for word in overrides):
+        # A path may be read in another way than its looks suggest.
+        if "path" not in given or not any(w.startswith("data.kind=") for w in overrides):
             words.append(f"data.kind={source.kind}")
         words += [f"data.{key}={_quoted(value)}" for key, value in given.items() if key != "kind"]
     for word in overrides:
