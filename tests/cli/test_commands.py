@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from ornstein.cli import overrides, run
+from ornstein.cli.request import request
+from ornstein.errors import ConfigError
 from ornstein.scores import Scores, read
 
 TINY = ["model.network=unet", "model.network.channels=[8,16]", "optim.batch=32", "optim.warmup=0"]
@@ -41,6 +43,15 @@ def test_dotted_options_are_overrides():
     assert overrides(words) == [
         *("train", "x", "optim.lr=1", "a.b=c", "--data", "x.y/z", "k.v=1", "--data=a.b"),
     ]
+
+
+def test_a_path_may_be_read_as_another_kind(tmp_path):
+    (tmp_path / "train.parquet").touch()
+    asked = request("edm", str(tmp_path), None, {}, ["data.kind=shards"])
+    assert asked.recipe.data.kind == "shards"
+    assert asked.recipe.data.path == str(tmp_path)
+    with pytest.raises(ConfigError, match="given twice"):
+        request("edm", "moons", None, {}, ["data.kind=shards"])
 
 
 def processor_time():
