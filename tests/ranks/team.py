@@ -1,7 +1,7 @@
 """A process in which torch is imported once, and which forks teams of processes that work together.
 
 It reads requests, a line of JSON each: {"arguments": of `ornstein`, "outputs": a file for each
-process, "environment": more of it}. It forks them with torchrun's environment, answers with their
+process, "port": where they meet}. It forks them with torchrun's environment, answers with their
 {"pids": [...]}, waits for a line, and answers with {"codes": [...]} when all have ended.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.reliability.zygote import ROOT, _child
+from tests.reliability.zygote import ROOT, _child, environment
 
 LIMIT = 100.0  # seconds: no team takes that long
 
@@ -35,13 +35,10 @@ class Team:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        environment["ORNSTEIN_CACHE"] = str(folder / "cache")
-        environment["ORNSTEIN_DEVICE"] = "cpu"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.ranks.team"],
             cwd=ROOT,
-            env=environment,
+            env=environment(folder),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -78,10 +75,10 @@ class Team:
         return json.loads(self._process.stdout.readline())
 
 
-def act(arguments: list[str], environment: dict[str, str]) -> None:
+def act(arguments: list[str], meeting: dict[str, str]) -> None:
     from ornstein import cli
 
-    os.environ.update(environment)
+    os.environ.update(meeting)
     cli.main(arguments)
 
 
@@ -100,10 +97,10 @@ def serve() -> None:
         request = json.loads(line)
         size, pids = len(request["outputs"]), []
         for rank, output in enumerate(request["outputs"]):
-            environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(request["port"])}
-            environment |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            words = {"arguments": request["arguments"], "environment": environment}
+            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(request["port"])}
+            meeting |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+            meeting |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            words = {"arguments": request["arguments"], "meeting": meeting}
             pids.append(os.fork())
             if pids[-1] == 0:
                 _child(act, {"output": output, "with": words})

@@ -36,18 +36,21 @@ class Ended(NamedTuple):
     output: str
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """Of a process that is forked: one thread, no GPU, and a cache of its own."""
+    one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ORNSTEIN_DEVICE": "cpu"}
+    return {**os.environ, **one, "ORNSTEIN_CACHE": str(folder / "cache")}
+
+
 class Zygote:
     """The test's side of the process. A context manager."""
 
     def __init__(self, folder: Path) -> None:
         self._output = folder / "output.txt"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        environment["ORNSTEIN_CACHE"] = str(folder / "cache")
-        environment["ORNSTEIN_DEVICE"] = "cpu"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.reliability.zygote"],
             cwd=ROOT,
-            env=environment,
+            env=environment(folder),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
