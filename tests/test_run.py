@@ -784,6 +784,24 @@ def test_a_density_is_per_native_value(tmp_path):
     assert density.sum() * 255 / 2000 == pytest.approx(1, abs=1e-3)
 
 
+# --- several processes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", [-1, 1])
+def test_processes_that_see_other_data_or_runs_are_refused(other, tmp_path, monkeypatch):
+    """Another process has another mark, smaller or larger than this one's."""
+
+    def agreed(*values):
+        mine, negative = values
+        return max(mine, mine + other), max(negative, negative - other)
+
+    assert run_module._alike("0f" * 32)
+    monkeypatch.setattr(run_module.ranks, "agreed", agreed)
+    with pytest.raises(ConfigError, match="different data or other runs"):
+        Run.create(points(), tmp_path, "job")
+    assert not (tmp_path / "job").exists()
+
+
 # --- memory -------------------------------------------------------------------------------------
 
 
