@@ -44,7 +44,8 @@ def ours(batch: int) -> dict[str, float]:
     from ornstein.diffusion.grid import LogSNR
     from ornstein.diffusion.prediction import EDM, Eps
     from ornstein.diffusion.process import VE, VP
-    from ornstein.diffusion.steps import Ancestral, Heun, Jump, Multistep, sample
+    from ornstein.diffusion.steps import Ancestral, Heun, Jump, Multistep
+    from ornstein.diffusion.walk import sample
     from ornstein.noise import Noise
 
     class Free(torch.nn.Module):
@@ -64,8 +65,13 @@ def ours(batch: int) -> dict[str, float]:
         ):  # fmt: skip
             name = f"{step.kind}{'(1)' if step == Jump(eta=1.0) else ''}, {family}, order {order}"
 
-            def walk(step: object = step, denoise: object = denoise, levels: object = levels):  # type: ignore[no-untyped-def]
-                states = sample(denoise, levels, step, x, noise)  # type: ignore[arg-type]
+            def walk(
+                step: object = step,
+                denoise: object = denoise,
+                levels: object = levels,
+                process: object = process,
+            ):  # type: ignore[no-untyped-def]
+                states = sample(denoise, process, levels, step, x, noise)  # type: ignore[arg-type]
                 next(states)
                 started = time.perf_counter()
                 for _ in states:

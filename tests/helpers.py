@@ -21,7 +21,7 @@ from ornstein.diffusion.process import (
     SubVP,
     Tabulated,
 )
-from ornstein.diffusion.steps import SamplerStep
+from ornstein.diffusion.walk import SamplerStep
 
 PROCESSES = {
     "vp": VP(),
@@ -131,25 +131,38 @@ class NoNoise:
         raise AssertionError("a deterministic step drew noise")
 
 
+ANY = VP()  # of steps that read the levels only
+
+
 def affine(
-    step: SamplerStep, denoise: Denoise, levels: Levels, i: int, dim: int = 3
+    step: SamplerStep,
+    denoise: Denoise,
+    levels: Levels,
+    i: int,
+    dim: int = 3,
+    process: NoisingProcess = ANY,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A [D, D], b [D], S [D, D] of one step x' = A x + b + S z, by probing it."""
     zero, one = torch.zeros(dim, dim, dtype=torch.float64), torch.eye(dim, dtype=torch.float64)
     x = torch.cat((zero[:1], one, zero))
     z = torch.cat((zero[:1], zero, one))
-    out, _ = step.along(levels)(denoise, i, x, Given(z), None)
+    out, _ = step.along(process, levels)(denoise, i, x, Given(z), None)
     b = out[0]
     return (out[1 : dim + 1] - b).T, b, (out[dim + 1 :] - b).T
 
 
 def propagate(
-    step: SamplerStep, denoise: Denoise, levels: Levels, mean: Tensor, cov: Tensor
+    step: SamplerStep,
+    denoise: Denoise,
+    levels: Levels,
+    mean: Tensor,
+    cov: Tensor,
+    process: NoisingProcess = ANY,
 ) -> list[tuple[Tensor, Tensor]]:
     """Mean and covariance at every level of the grid, exactly, from those at levels[0]."""
     moments = [(mean, cov)]
     for i in range(len(levels) - 1):
-        a, b, s = affine(step, denoise, levels, i, len(mean))
+        a, b, s = affine(step, denoise, levels, i, len(mean), process)
         mean, cov = a @ mean + b, a @ cov @ a.T + s @ s.T
         moments.append((mean, cov))
     return moments

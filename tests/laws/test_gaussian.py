@@ -15,9 +15,11 @@ from ornstein.diffusion.levels import level_at
 from ornstein.diffusion.oracle import gaussian
 from ornstein.diffusion.prediction import Prediction
 from ornstein.diffusion.process import VE, VP, Cosine, Straight, Tabulated, transition
-from ornstein.diffusion.steps import Ancestral, Heun, Jump, Multistep, Renoise, sample
+from ornstein.diffusion.steps import Ancestral, Heun, Jump, Multistep, Renoise
+from ornstein.diffusion.walk import sample
 from ornstein.noise import Noise
 from tests.helpers import (
+    ANY,
     COVARIANCE,
     MEAN,
     PROCESSES,
@@ -182,7 +184,7 @@ def test_sampling_has_the_propagated_moments(step, process):
     mean, covariance = marginal(levels[0])
     z = Noise.of(0, "start", n).normal(0, (3,), torch.float64)
     x = mean + z @ torch.linalg.cholesky(covariance).T
-    *_, last = sample(oracle, levels, step, x, Noise.of(0, "steps", n))
+    *_, last = sample(oracle, process, levels, step, x, Noise.of(0, "steps", n))
     mean, covariance = propagate(step, oracle, levels, mean, covariance)[-1]
     variances = covariance.diagonal()
     assert ((last.x.mean(0) - mean).abs() < 5 * (variances / n).sqrt()).all()
@@ -261,7 +263,7 @@ def test_deterministic_steps_converge_to_the_closed_form_flow(name, step, order)
         (m_t, c_t), (m_s, c_s) = marginal(levels[0]), marginal(levels[-1])
         start = m_t + x @ square_root(c_t)
         exact = m_s + x @ square_root(c_s)
-        *_, last = sample(gaussian_data(), levels, step, start, None)
+        *_, last = sample(gaussian_data(), ANY, levels, step, start, None)
         errors.append((last.x - exact).abs().max().item())
     assert slope(counts, errors) == pytest.approx(order, abs=0.2)
     assert errors[-1] < {1: 0.03, 2: 2e-3}[order]
@@ -276,7 +278,7 @@ def test_uniform_time_down_to_zero_costs_heun_its_order_on_vp():
         times = (*(1 - i / n for i in range(n)), 1e-12)
         levels = Explicit(times=times)(process, n + 1)[:-1]
         (m_t, c_t), (m_s, c_s) = marginal(levels[0]), marginal(levels[-1])
-        *_, last = sample(gaussian_data(), levels, Heun(), m_t + square_root(c_t), None)
+        *_, last = sample(gaussian_data(), process, levels, Heun(), m_t + square_root(c_t), None)
         errors.append((last.x - m_s - square_root(c_s)).abs().max().item())
     assert 1.3 < slope(counts, errors) < 1.75
 

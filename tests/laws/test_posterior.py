@@ -13,9 +13,11 @@ from ornstein.diffusion.grid import Explicit, Uniform
 from ornstein.diffusion.levels import CLEAN, level_at
 from ornstein.diffusion.prediction import Prediction
 from ornstein.diffusion.process import VE, VP, Tabulated, transition
-from ornstein.diffusion.steps import Ancestral, Heun, Jump, Multistep, Renoise, sample
+from ornstein.diffusion.steps import Ancestral, Heun, Jump, Multistep, Renoise
+from ornstein.diffusion.walk import sample
 from ornstein.noise import Noise
 from tests.helpers import (
+    ANY,
     PROCESSES,
     SPACINGS,
     Given,
@@ -33,8 +35,8 @@ POINT = f64([0.7, -1.3, 0.4])
 
 def mean_and_std(step, denoise, t, s, x):
     """Of the Gaussian that a step draws from, by giving it z = 0 and z = 1."""
-    mean, _ = step.along((t, s))(denoise, 0, x, Given(torch.zeros_like(x)), None)
-    moved, _ = step.along((t, s))(denoise, 0, x, Given(torch.ones_like(x)), None)
+    mean, _ = step.along(ANY, (t, s))(denoise, 0, x, Given(torch.zeros_like(x)), None)
+    moved, _ = step.along(ANY, (t, s))(denoise, 0, x, Given(torch.ones_like(x)), None)
     return mean, (moved - mean).mean().item()
 
 
@@ -65,7 +67,7 @@ def test_jump_one_is_ancestral_zero_exactly():
         x = Noise.of(0, "start", 5).normal(0, (3,), torch.float64)
         levels, noise = grid("uniform", name, 6), Noise.of(1, "steps", 5)
         roads = [
-            sample(gaussian_data(), levels, step, x, noise)
+            sample(gaussian_data(), ANY, levels, step, x, noise)
             for step in (Jump(eta=1), Ancestral(spread=0))
         ]
         for a, b in zip(*roads, strict=True):
@@ -108,7 +110,9 @@ def test_a_predicted_spread_overrides_the_chosen_one_per_element():
 
     x = f64([[0.3, -2.0, 1.1], [0.0, 1.0, 2.0]])
     zero, one = (
-        Ancestral(spread=0.5).along((t, s))(denoise, 0, x, Given(torch.full_like(x, c)), None)[0]
+        Ancestral(spread=0.5).along(ANY, (t, s))(denoise, 0, x, Given(torch.full_like(x, c)), None)[
+            0
+        ]
         for c in (0.0, 1.0)
     )
     large = t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2
@@ -128,7 +132,9 @@ def test_algorithm_2_of_ddpm(large):
     bar = [math.prod(1 - b for b in beta[: i + 1]) for i in range(steps)]
     noise = Noise.of(3, "steps", 4)
     x = start = Noise.of(0, "start", 4).normal(0, (2,), torch.float64)
-    walk = sample(oracle, Uniform()(process, steps), Ancestral(spread=float(large)), start, noise)
+    walk = sample(
+        oracle, process, Uniform()(process, steps), Ancestral(spread=float(large)), start, noise
+    )
     for k, t in enumerate(range(steps, 0, -1)):
         b, ab, before = beta[t - 1], bar[t - 1], bar[t - 2] if t > 1 else 1.0
         eps = oracle(x, level_at(process, t / steps)).eps
@@ -157,7 +163,7 @@ def test_ddim_on_strides(rows, eta):
     levels = Explicit(times=tuple(row / 40 for row in rows))(process, len(rows))
     noise = Noise.of(3, "steps", 4)
     x = start = Noise.of(0, "start", 4).normal(0, (2,), torch.float64)
-    walk = sample(oracle, levels, Jump(eta=eta), start, noise)
+    walk = sample(oracle, process, levels, Jump(eta=eta), start, noise)
     for k, (t, s) in enumerate(zip(rows, [*rows[1:], 0], strict=True)):
         a_t, a_s = bar[t], bar[s]
         std = eta * math.sqrt((1 - a_s) / (1 - a_t)) * math.sqrt(1 - a_t / a_s)
@@ -173,7 +179,7 @@ def test_heun_is_edms_algorithm_1():
     oracle, process = two_dim_mixture(), VE(sigma_min=0.002, sigma_max=80)
     levels = grid("karras", "edm", 9)
     x = 80 * Noise.of(0, "start", 6).normal(0, (2,), torch.float64)
-    walk = sample(oracle, levels, Heun(), x, Noise.of(0, "steps", 6))
+    walk = sample(oracle, process, levels, Heun(), x, Noise.of(0, "steps", 6))
     sigmas = [level.sigma for level in levels]
     for i, state in enumerate(walk):
         d = (x - oracle(x, levels[i]).x0) / sigmas[i]
@@ -191,7 +197,7 @@ def test_multistep_is_dpm_solver_plus_plus_2m(name):
     x_s = σ_s/σ_t x − α_s (e^{−h} − 1) D   (Lu et al. 2022, algorithm 2)."""
     oracle, levels = two_dim_mixture(), grid("karras", name, 9)
     x = levels[0].sigma * Noise.of(0, "start", 6).normal(0, (2,), torch.float64)
-    states = list(sample(oracle, levels, Multistep(), x, Noise.of(0, "steps", 6)))
+    states = list(sample(oracle, ANY, levels, Multistep(), x, Noise.of(0, "steps", 6)))
     lam = [math.log(level.alpha / level.sigma) for level in levels[:-1]]
     before = None
     for i in range(8):
@@ -221,10 +227,12 @@ def test_the_general_step_is_one_formula(name):
             (Renoise(), s.sigma),
         ):
             expected = s.alpha * p.x0 + math.sqrt(s.sigma**2 - nu**2) * p.eps + nu * z
-            ours, _ = step.along((t, s))(oracle, 0, x, Given(z), None)
+            ours, _ = step.along(ANY, (t, s))(oracle, 0, x, Given(z), None)
             torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
         euler = x + (s.alpha - t.alpha) * p.x0 + (s.sigma - t.sigma) * p.eps  # dx = x̂0 dα + ε̂ dσ
-        torch.testing.assert_close(Jump().along((t, s))(oracle, 0, x, Given(z), None)[0], euler)
+        torch.testing.assert_close(
+            Jump().along(ANY, (t, s))(oracle, 0, x, Given(z), None)[0], euler
+        )
         torch.testing.assert_close(p.at(s), euler)
 
 
@@ -244,8 +252,8 @@ def test_steps_read_the_pair_and_nothing_else():
     z = Given(torch.ones_like(x))
     for step in (Jump(eta=0.7), Ancestral(spread=0.4), Renoise(), Heun()):
         for i in range(8):
-            inside = step.along(levels)(oracle, i, x, z, None)[0]
-            alone = step.along(levels[i : i + 2])(oracle, 0, x, z, None)[0]
+            inside = step.along(ANY, levels)(oracle, i, x, z, None)[0]
+            alone = step.along(ANY, levels[i : i + 2])(oracle, 0, x, z, None)[0]
             assert torch.equal(inside, alone)
 
 

@@ -12,7 +12,8 @@ from ornstein.diffusion.grid import LogSNR, Trailing
 from ornstein.diffusion.levels import CLEAN, level_at, level_of_log_snr
 from ornstein.diffusion.oracle import Mixture
 from ornstein.diffusion.process import VP, drift_diffusion
-from ornstein.diffusion.steps import Ancestral, Heun, Jump, Multistep, Renoise, sample
+from ornstein.diffusion.steps import Ancestral, Heun, Jump, Multistep, Renoise
+from ornstein.diffusion.walk import sample
 from ornstein.noise import Noise
 from tests.helpers import (
     PAIRS,
@@ -62,8 +63,8 @@ def test_changing_the_target_changes_no_sample(pair, spacing, step, n):
     network = Truth(oracle, target, process, levels[:-1], sigma_data=0.8)
     denoise = bind(Denoiser(network, process, target, sigma_data=0.8))
     x, noise = start_of(levels[0]), Noise.of(1, "steps", 3)
-    ours = sample(denoise, levels, STEPS[step], x, noise)
-    exact = sample(oracle, levels, STEPS[step], x, noise)
+    ours = sample(denoise, process, levels, STEPS[step], x, noise)
+    exact = sample(oracle, process, levels, STEPS[step], x, noise)
     for i, (a, b) in enumerate(zip(ours, exact, strict=True)):
         assert a.step == b.step == i + 1
         assert a.level == b.level == levels[i + 1]
@@ -81,7 +82,7 @@ def test_deterministic_samplers_are_exact_in_the_plane(target, process, spacing)
     eps = Noise.of(0, "eps", 2).normal(0, (3,), torch.float64)
     start = levels[0].alpha * x0 + levels[0].sigma * eps
     for name in DETERMINISTIC:
-        for state in sample(denoise, levels, STEPS[name], start, NoNoise()):
+        for state in sample(denoise, path, levels, STEPS[name], start, NoNoise()):
             exact = state.level.alpha * x0 + state.level.sigma * eps
             torch.testing.assert_close(state.x, exact, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(state.x, x0.expand(2, 3), rtol=1e-9, atol=1e-9)
@@ -97,7 +98,11 @@ def test_evaluations_are_as_announced_and_never_at_clean_data(name, n):
         return oracle(x, level)
 
     levels = grid("karras", "vp", n)
-    states = list(sample(denoise, levels, STEPS[name], start_of(levels[0]), Noise.of(1, "s", 3)))
+    states = list(
+        sample(
+            denoise, PROCESSES["vp"], levels, STEPS[name], start_of(levels[0]), Noise.of(1, "s", 3)
+        )
+    )
     assert len(asked) == STEPS[name].evaluations(n)
     assert CLEAN not in asked
     assert [s.level for s in states] == list(levels[1:])
@@ -106,7 +111,9 @@ def test_evaluations_are_as_announced_and_never_at_clean_data(name, n):
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_deterministic_steps_draw_no_noise(name):
     levels = grid("karras", "vp", 6)
-    *_, last = sample(gaussian_data(), levels, STEPS[name], start_of(levels[0]), NoNoise())
+    *_, last = sample(
+        gaussian_data(), PROCESSES["vp"], levels, STEPS[name], start_of(levels[0]), NoNoise()
+    )
     assert last.x.isfinite().all()
 
 
@@ -115,8 +122,19 @@ def test_stochastic_steps_do_draw_and_a_new_number_at_each_step():
     levels = grid("uniform", "vp", 6)
     for name in set(STEPS) - set(DETERMINISTIC):
         with pytest.raises(AssertionError, match="drew noise"):
-            list(sample(gaussian_data(), levels, STEPS[name], start_of(levels[0]), NoNoise()))
-    states = sample(constant(f64([0.0])), levels, Renoise(), f64([[1.0]]), Noise.of(0, "s", 1))
+            list(
+                sample(
+                    gaussian_data(),
+                    PROCESSES["vp"],
+                    levels,
+                    STEPS[name],
+                    start_of(levels[0]),
+                    NoNoise(),
+                )
+            )
+    states = sample(
+        constant(f64([0.0])), PROCESSES["vp"], levels, Renoise(), f64([[1.0]]), Noise.of(0, "s", 1)
+    )
     z = [s.x.item() / s.level.sigma for s in states if s.level.sigma > 0]
     assert len(set(z)) == 5
 
@@ -133,7 +151,9 @@ def test_a_path_does_not_depend_on_its_neighbours(name, dtype):
 
     def final(ids):
         x = Noise.of(0, "start", ids).normal(0, (2,), dtype)
-        *_, last = sample(oracle, levels, STEPS[name], x, Noise.of(0, "steps", ids))
+        *_, last = sample(
+            oracle, PROCESSES["vp"], levels, STEPS[name], x, Noise.of(0, "steps", ids)
+        )
         assert last.x.dtype == dtype
         return last.x
 
@@ -186,7 +206,7 @@ def test_orders_on_a_mixture(name):
     for step, order in ((Jump(), 1), (Heun(), 2), (Multistep(), 2)):
         errors = []
         for n in counts:
-            *_, last = sample(oracle, spacing(process, n)[:-1], step, x, NoNoise())
+            *_, last = sample(oracle, process, spacing(process, n)[:-1], step, x, NoNoise())
             errors.append((last.x - reference).abs().max().item())
         assert slope(counts, errors) == pytest.approx(order, abs=0.1)
         assert errors[-1] < {1: 0.01, 2: 2e-4}[order]
@@ -201,7 +221,7 @@ def test_on_equal_sigma_over_alpha_all_processes_give_one_path(name):
     for process in PROCESSES.values():
         levels = LogSNR(sigma_min=0.1, sigma_max=10)(process, 7)
         x = levels[0].alpha * f64([[3.0, -4.0], [-9.0, 7.0]])
-        walk = sample(oracle, levels, STEPS[name], x, Noise.of(0, "steps", 2))
+        walk = sample(oracle, process, levels, STEPS[name], x, Noise.of(0, "steps", 2))
         paths.append(torch.stack([state.x / state.level.alpha for state in walk]))
     for path in paths[1:]:
         torch.testing.assert_close(path, paths[0], rtol=1e-7, atol=1e-7)
@@ -222,7 +242,7 @@ def test_ddim_keeps_its_content_whatever_the_number_of_steps():
     def content(steps, step, seed=0):
         levels = Trailing()(VP(), steps)
         x = Noise.of(0, "start", n).normal(0, (dim,), torch.float64)
-        *_, last = sample(oracle, levels, step, x, Noise.of(seed, "steps", n))
+        *_, last = sample(oracle, VP(), levels, step, x, Noise.of(seed, "steps", n))
         return last.x, torch.cdist(last.x, means).argmin(1)
 
     reference, cluster = content(400, Jump())
@@ -250,16 +270,22 @@ def test_noise_drawn_ahead_changes_nothing(step, ahead, monkeypatch):
     noises = [Noise.of(seed, "steps", 2) for seed in (0, 1)]
     start = start_of(levels[0], n=2)
     with monkeypatch.context() as patch:
-        patch.setattr("ornstein.diffusion.steps.AHEAD", 0)
-        alone = [[s.x for s in sample(oracle, levels, step, start, noise)] for noise in noises]
-    monkeypatch.setattr("ornstein.diffusion.steps.AHEAD", ahead)
-    walks = zip(*(sample(oracle, levels, step, start, noise) for noise in noises), strict=True)
+        patch.setattr("ornstein.diffusion.walk.AHEAD", 0)
+        alone = [
+            [s.x for s in sample(oracle, PROCESSES["vp"], levels, step, start, noise)]
+            for noise in noises
+        ]
+    monkeypatch.setattr("ornstein.diffusion.walk.AHEAD", ahead)
+    walks = zip(
+        *(sample(oracle, PROCESSES["vp"], levels, step, start, noise) for noise in noises),
+        strict=True,
+    )
     for i, pair in enumerate(walks):
         for expected, state in zip(alone, pair, strict=True):
             assert torch.equal(state.x, expected[i])
-    move = step.along(levels)  # one rule for two walks in turn, and a step again
+    move = step.along(PROCESSES["vp"], levels)  # one rule for two walks in turn, and a step again
     for i in (0, 1, 1, 3):
         for noise in noises:
             x, _ = move(oracle, i, start, noise, None)
-            fresh, _ = step.along(levels)(oracle, i, start, noise, None)
+            fresh, _ = step.along(PROCESSES["vp"], levels)(oracle, i, start, noise, None)
             assert torch.equal(x, fresh)

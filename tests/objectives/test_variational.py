@@ -19,7 +19,8 @@ from ornstein.diffusion.model import Diffusion
 from ornstein.diffusion.oracle import gaussian
 from ornstein.diffusion.prediction import Eps
 from ornstein.diffusion.process import VE, VP, Cosine, Tabulated
-from ornstein.diffusion.steps import Ancestral, ancestral_std, sample
+from ornstein.diffusion.steps import Ancestral
+from ornstein.diffusion.walk import ancestral_std, sample
 from ornstein.errors import ConfigError
 from ornstein.nn.networks import MLP
 from ornstein.noise import Noise
@@ -293,14 +294,18 @@ def test_a_learned_variance_is_drawn_with_on_any_stride():
         for i in range(steps - 1):
             z = torch.ones_like(x)
             step = Ancestral(spread=0.9)
-            mean, _ = step.along(levels)(bind(denoiser), i, x, Given(torch.zeros_like(x)), None)
-            moved, _ = step.along(levels)(bind(denoiser), i, x, Given(z), None)
+            mean, _ = step.along(denoiser.process, levels)(
+                bind(denoiser), i, x, Given(torch.zeros_like(x)), None
+            )
+            moved, _ = step.along(denoiser.process, levels)(bind(denoiser), i, x, Given(z), None)
             t, s = levels[i], levels[i + 1]
             small = ancestral_std(t, s)
             large = math.sqrt(t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2)
             v = denoiser(x, t).spread
             torch.testing.assert_close(moved - mean, large**v * small ** (1 - v))
-        last = list(sample(bind(denoiser), levels, Ancestral(), x, Noise.of(1, "s", 3)))[-1].x
+        last = list(
+            sample(bind(denoiser), denoiser.process, levels, Ancestral(), x, Noise.of(1, "s", 3))
+        )[-1].x
         assert torch.isfinite(last).all()
 
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from ornstein.choice import Choice
 from ornstein.diffusion.grid import Grid, LogSNR
 from ornstein.diffusion.prediction import Denoise, clipped
-from ornstein.diffusion.steps import Ancestral, Multistep, Step, sample
+from ornstein.diffusion.steps import Ancestral, Heun, Jump, Multistep, Renoise
+from ornstein.diffusion.walk import sample
 from ornstein.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from ornstein.diffusion.denoiser import Denoiser
     from ornstein.nats import Nats
     from ornstein.noise import Noise
+
+
+Step = Annotated[Jump | Ancestral | Renoise | Heun | Multistep, Field(discriminator="kind")]
 
 
 class Sampling(Choice):
@@ -43,8 +47,8 @@ class Sampling(Choice):
     clip: bool = False
 
     @property
-    def evaluations(self) -> int:
-        """Evaluations of the network per sample."""
+    def evaluations(self) -> int | None:
+        """Evaluations of the network per sample; None where they depend on the sample."""
         return self.step.evaluations(self.steps)
 
     def __call__(self, model: Denoiser, info: DataInfo, noise: Noise) -> Iterator[Tensor]:
@@ -58,7 +62,7 @@ class Sampling(Choice):
         x = scale * noise.child("start").normal(0, info.shape)
         yield x
         denoise = self.denoise(model, info)
-        for state in sample(denoise, levels, self.step, x, noise.child("steps")):
+        for state in sample(denoise, model.process, levels, self.step, x, noise.child("steps")):
             yield state.x
 
     @property

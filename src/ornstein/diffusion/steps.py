@@ -1,22 +1,18 @@
-"""One step of a sampler, from a level t to a cleaner level s of an explicit grid.
+"""Steps from a level t to a cleaner level s of an explicit grid.
 
     x_s = α_s x̂0 + √(σ_s² − ν²) ε̂ + ν z                    the general step
     ν = 0                      DDIM, the Euler rule of dx = x̂0 dα + ε̂ dσ
     ν² = σ²_{t|s} σ_s²/σ_t²    ancestral DDPM: q(x_s | x_t, x̂0) of the actual pair (t, s)
     ν = σ_s                    renoising
 
-A step is chosen; `along` a grid it becomes a pure function (denoise, i, x, noise, memory) ->
-(x, memory), which takes the step from levels[i] to levels[i + 1]. It has seen the whole grid, so
-the ends need no flags, and all coefficients are floats made once, before the loop: a step of order
-1 costs two tensor operations beyond its evaluation. memory is None at i = 0.
+A step of order 1 costs two tensor operations beyond its evaluation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -24,38 +20,13 @@ from ornstein.choice import Choice
 from ornstein.diffusion.grid import Levels
 from ornstein.diffusion.levels import Level, blend
 from ornstein.diffusion.prediction import Denoise
-from ornstein.lazy import torch
+from ornstein.diffusion.process import NoisingProcess
+from ornstein.diffusion.walk import Fresh, Move, ancestral_std, forward_std
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ornstein.noise import Noise
-
-
-AHEAD = 2**16  # normals that are drawn at once, at most, where that is more than one step's
-
-
-class Move(Protocol):
-    """From levels[i] to levels[i + 1] of the grid that it was made for."""
-
-    def __call__(
-        self, denoise: Denoise, i: int, x: Tensor, noise: Noise, memory: Any
-    ) -> tuple[Tensor, Any]: ...
-
-
-class SamplerStep(Protocol):
-    """A rule for getting from one level of a grid to the next."""
-
-    def along(self, levels: Levels) -> Move:
-        """The rule on this grid, with its coefficients computed."""
-
-    def evaluations(self, steps: int) -> int:
-        """How often the network is asked on a grid of `steps` steps."""
-
-
-def ancestral_std(t: Level, s: Level) -> float:
-    """√β̃ of the pair, the standard deviation of q(x_s | x_t, x0) (notes eq 1.7, 22)."""
-    return float(_forward_std(t, s) * s.sigma / t.sigma)
 
 
 class Jump(Choice):
@@ -68,8 +39,8 @@ class Jump(Choice):
     kind: Literal["jump"] = "jump"
     eta: float = Field(0.0, ge=0, le=1)
 
-    def along(self, levels: Levels) -> Move:
-        fresh = _Fresh(levels)
+    def along(self, process: NoisingProcess, levels: Levels) -> Move:
+        fresh = Fresh(levels)
         stds = [self.eta * ancestral_std(t, s) for t, s in pairwise(levels)]
         alphas, kept = _alphas(levels), _kept(levels, stds)
 
@@ -97,10 +68,10 @@ class Ancestral(Choice):
     kind: Literal["ancestral"] = "ancestral"
     spread: float = Field(0.0, ge=0, le=1)
 
-    def along(self, levels: Levels) -> Move:
-        fresh = _Fresh(levels)
+    def along(self, process: NoisingProcess, levels: Levels) -> Move:
+        fresh = Fresh(levels)
         small = [ancestral_std(t, s) for t, s in pairwise(levels)]
-        large = [_forward_std(t, s) for t, s in pairwise(levels)]
+        large = [forward_std(t, s) for t, s in pairwise(levels)]
         alphas, kept = _alphas(levels), _kept(levels, small)
 
         def move(
@@ -128,8 +99,8 @@ class Renoise(Choice):
 
     kind: Literal["renoise"] = "renoise"
 
-    def along(self, levels: Levels) -> Move:
-        fresh = _Fresh(levels)
+    def along(self, process: NoisingProcess, levels: Levels) -> Move:
+        fresh = Fresh(levels)
 
         def move(
             denoise: Denoise, i: int, x: Tensor, noise: Noise, memory: Any
@@ -152,7 +123,7 @@ class Heun(Choice):
 
     kind: Literal["heun"] = "heun"
 
-    def along(self, levels: Levels) -> Move:
+    def along(self, process: NoisingProcess, levels: Levels) -> Move:
         halves = [
             (float(0.5 * (s.alpha - t.alpha)), float(0.5 * (s.sigma - t.sigma)))
             for t, s in pairwise(levels)
@@ -184,7 +155,7 @@ class Multistep(Choice):
 
     kind: Literal["multistep"] = "multistep"
 
-    def along(self, levels: Levels) -> Move:
+    def along(self, process: NoisingProcess, levels: Levels) -> Move:
         scales = [float(s.sigma / t.sigma) for t, s in pairwise(levels)]
         weights = [
             float(s.alpha - t.alpha * scale)
@@ -210,38 +181,6 @@ class Multistep(Choice):
         return steps
 
 
-Step = Annotated[Jump | Ancestral | Renoise | Heun | Multistep, Field(discriminator="kind")]
-
-
-class State(NamedTuple):
-    """Where a sampler is: `x` at `level`, after `step` steps."""
-
-    step: int
-    level: Level
-    x: Tensor
-
-
-def sample(
-    denoise: Denoise, levels: Levels, step: SamplerStep, x: Tensor, noise: Noise
-) -> Iterator[State]:
-    """Walk down the grid from x [B, *] at levels[0], yielding every state after a step.
-
-    The last state is at levels[-1], `CLEAN` for a grid. `noise` gives sample b of the batch its
-    own numbers, so that its path does not depend on its neighbours. It must not be the noise that
-    `x` was drawn with: step 0 would draw the same numbers again (`noise.child` makes another).
-    """
-    move, memory = step.along(levels), None
-    for i in range(len(levels) - 1):
-        with torch.no_grad():
-            x, memory = move(denoise, i, x, noise, memory)
-        yield State(i + 1, levels[i + 1], x)
-
-
-def _forward_std(t: Level, s: Level) -> float:
-    """σ_{t|s}: √β of the pair."""
-    return math.sqrt(max(t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2, 0.0))
-
-
 def _half_log_snr(level: Level) -> float:
     return math.log(level.alpha / level.sigma) if level.alpha > 0 else -math.inf
 
@@ -254,30 +193,3 @@ def _kept(levels: Levels, stds: list[float]) -> list[float]:
     """√(σ_s² − ν²) of each step: how much of the predicted noise is kept beside the fresh."""
     pairs = zip(levels[1:], stds, strict=True)
     return [math.sqrt(max(s.sigma**2 - std**2, 0.0)) for s, std in pairs]
-
-
-class _Fresh:
-    """x + std z on one step of a grid after another.
-
-    A draw of a few thousand numbers is all overhead, so that few small samples get those of many
-    steps at once: the same numbers, several times faster.
-    """
-
-    def __init__(self, levels: Levels) -> None:
-        self.steps = len(levels) - 1
-        self.noise: Noise | None = None
-        self.drawn: dict[int, Tensor] = {}
-
-    def added(self, x: Tensor, std: float | Tensor, noise: Noise, i: int) -> Tensor:
-        """x is the step's own and is overwritten."""
-        z = self.normal(noise, i, x)
-        return x.add_(z, alpha=std) if isinstance(std, float) else x.addcmul_(std, z)
-
-    def normal(self, noise: Noise, i: int, x: Tensor) -> Tensor:
-        count = min(self.steps - i, AHEAD // max(1, x.numel()))
-        if count < 2 and i not in self.drawn:
-            return noise.at(i).normal(0, x.shape[1:], x.dtype)
-        if noise is not self.noise or i not in self.drawn:
-            z = noise.ahead(i, count).normal(0, x.shape[1:], x.dtype)
-            self.noise, self.drawn = noise, dict(enumerate(torch.split(z, len(x)), start=i))
-        return self.drawn.pop(i)
