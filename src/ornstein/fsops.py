@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ornstein.errors import CheckpointError, StorageError
+from ornstein.errors import CheckpointError, ConfigError, StorageError, quote
 
 MAX_JSON = 4 << 20
 """The most bytes of a JSON file of ours."""
@@ -132,6 +132,19 @@ def make_inside(path: Path, option: str = "--runs") -> None:
             if not path.is_dir():
                 raise
         flush_folder(path.parent)
+
+
+def check_picture(path: Path, option: str = "--out") -> None:
+    """Refuse, before it is drawn, a picture that could not be written.
+
+    Raises: ConfigError for a name that does not end in .png, StorageError as `check_folder`.
+    """
+    check_folder(path.parent, option)
+    if path.suffix.lower() != ".png":
+        raise ConfigError(
+            f"{option} names a picture, which is written as PNG, and {quote(path.name)} ends "
+            f"otherwise; write {option} {path.stem or 'picture'}.png"
+        )
 
 
 def check_folder(path: Path, option: str = "--runs") -> None:

@@ -75,7 +75,7 @@ def compare(
         raise ConfigError(f"a score needs at least 2 samples, got {n}; write --number 1000")
     if likelihood < 0:
         raise ConfigError(f"a likelihood cannot be of {likelihood} samples; write 0 for none")
-    fsops.check_folder(out.parent, "--out")
+    fsops.check_picture(out)
     axes = [
         [f"{key}={value}" for value in dict.fromkeys(text.split(",")) if value] or [""]
         for key, text in (("step", step), ("grid", grid), ("steps", steps))

@@ -64,7 +64,10 @@ def inspect(
     root = _root(source)
     for path in filter(None, (out or Path.cwd(), bad)):
         _check_outside(path, root)
-    fsops.check_folder((out or Path.cwd()).parent, "--out")
+    if out is None or out.is_dir():
+        fsops.check_folder(out or Path.cwd(), "--out")
+    else:
+        fsops.check_picture(out)
     dataset = source.load(counted("reading"))
     report = inspected(source, dataset, counted("comparing"))
 

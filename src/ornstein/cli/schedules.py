@@ -41,7 +41,7 @@ def schedules(
     from ornstein.cli.progress import counted
     from ornstein.data.sources import recognise
 
-    fsops.check_folder(out.parent, "--out")
+    fsops.check_picture(out)
     found = {name: process_of(name, runs) for name in names or DEFAULT}
     source = recognise(data)
 
