@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ornstein.data.info import DataInfo, Dataset
     from ornstein.recipe import Generation, Recipe
 
-TRIAL_SECONDS = 3.0
+TRIAL_SECONDS = 3.0  # for each minute of training, up to four: a short trial is easily disturbed
 OVERHEAD = 0.05  # the share of the minutes that saving, previews and logging take
 
 
@@ -83,7 +83,7 @@ def update_seconds(recipe: Recipe, dataset: Dataset, load: Load) -> list[float]:
         10**12,
         recipe.seed,
     )
-    budget = min(TRIAL_SECONDS, TRIAL_SECONDS * (optim.minutes or 1))
+    budget = TRIAL_SECONDS * min(optim.minutes or 1, 4)
     times: list[float] = []
     for event in events:
         if event.step > 3:  # the first updates warm caches up, the very first may compile

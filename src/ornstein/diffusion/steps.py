@@ -14,11 +14,11 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ornstein.choice import Choice
 from ornstein.diffusion.grid import Levels
-from ornstein.diffusion.levels import Level, blend
+from ornstein.diffusion.levels import Level, blend, level_at, level_of_log_snr
 from ornstein.diffusion.prediction import Denoise
 from ornstein.diffusion.process import NoisingProcess
 from ornstein.diffusion.walk import Fresh, Move, ancestral_std, forward_std
@@ -119,21 +119,47 @@ class Heun(Choice):
     """The trapezoid rule of dx = x̂0 dα + ε̂ dσ, of order 2 for any process; the last step is Euler.
 
     T. Karras et al. 2022, arXiv:2206.00364, algorithm 1, written without α̇, σ̇ or a division.
+    With `churn` it is their algorithm 2: before a step, noise is added as the process itself adds
+    it, until σ/α is 1 + γ times as large, γ = min(churn/steps, √2 − 1), so that errors of earlier
+    steps are forgotten. At most the level t = 1 is reached, beyond which no network was trained:
+    a grid's first step begins there and has no churn.
     """
 
     kind: Literal["heun"] = "heun"
+    churn: float = Field(0.0, ge=0, description="S_churn of the paper; 0: no noise")
+    churn_min: float = Field(0.0, ge=0, description="S_tmin, the smallest σ/α that has churn")
+    churn_max: float | None = Field(None, gt=0, description="S_tmax, the largest; empty: any")
+    churn_noise: float = Field(
+        1.0, gt=0, le=2, description="S_noise, the standard deviation of what is added"
+    )
+
+    @model_validator(mode="after")
+    def _rising(self) -> Heun:
+        if self.churn_max is not None and self.churn_max < self.churn_min:
+            raise ValueError(
+                f"churn_max ({self.churn_max:g}) must not be below churn_min ({self.churn_min:g})"
+            )
+        return self
 
     def along(self, process: NoisingProcess, levels: Levels) -> Move:
+        fresh = Fresh(levels)
+        starts = [self._raised(process, level, len(levels) - 1) for level in levels[:-1]]
+        added = [
+            (float(to.alpha / t.alpha), self.churn_noise * forward_std(to, t)) if to != t else None
+            for t, to in zip(levels, starts, strict=False)
+        ]
         halves = [
             (float(0.5 * (s.alpha - t.alpha)), float(0.5 * (s.sigma - t.sigma)))
-            for t, s in pairwise(levels)
+            for t, s in zip(starts, levels[1:], strict=True)
         ]
 
         def move(
             denoise: Denoise, i: int, x: Tensor, noise: Noise, memory: Any
         ) -> tuple[Tensor, Any]:
-            s = levels[i + 1]
-            first = denoise(x, levels[i])
+            s, more = levels[i + 1], added[i]
+            if more is not None:
+                x = blend(more[0], x, more[1], fresh.normal(noise, i, x))
+            first = denoise(x, starts[i])
             guess = first.at(s)
             if s.sigma == 0:
                 return guess, None
@@ -141,6 +167,17 @@ class Heun(Choice):
             return first.point(*halves[i]).add_(x).add_(second.point(*halves[i])), None
 
         return move
+
+    def _raised(self, process: NoisingProcess, level: Level, steps: int) -> Level:
+        """The level at which the step from `level` begins."""
+        if self.churn == 0 or level.alpha == 0 or level.t >= 1:
+            return level
+        ratio = level.sigma / level.alpha
+        if ratio < self.churn_min or (self.churn_max is not None and ratio > self.churn_max):
+            return level
+        ratio *= 1 + min(self.churn / steps, math.sqrt(2) - 1)
+        raised = level_of_log_snr(process, -2 * math.log(ratio))
+        return raised if raised.t < 1 else level_at(process, 1.0)
 
     def evaluations(self, steps: int) -> int:
         return 2 * steps - 1
