@@ -8,8 +8,8 @@ three learning rates; its best one is trained again from two more seeds. Then it
 by its own sampler, and one rule scores all of them: the features of one frozen classifier, Fréchet
 distance to the training split, memorised samples beside. Imports and sampling are not counted.
 
-ornstein    the recipe `demo` on digits; else `edm` with the data's own network, a process for each
-            thread (on the smallest images one process with all of them is quicker)
+ornstein    the recipe `demo`, beyond digits with the network chosen for the data and a process for
+            each thread (on the smallest images one process with all of them is quicker)
 edm         SongUNet with EDMPrecond and EDMLoss, Adam, ramped average, Heun's method with 18 steps
 lucidrains  Unet and GaussianDiffusion (v, sigmoid), Adam, its EMA, DDIM with 50 steps
 diffusers   UNet2DModel and DDPMScheduler, AdamW with warm-up and cosine decay, EMAModel, its
@@ -85,11 +85,12 @@ def ours(real: Any, rate: float, seed: int, clock: Clock) -> tuple[Any, int]:
         std=float(real["x"].std()), fingerprint="",
     )  # fmt: skip
     dataset = Dataset(info, real["x"], None, np.arange(len(real["x"])), np.arange(0))
-    recipe = named("demo" if info.shape[-1] <= 8 else "edm").but(seed=seed)
-    optim = recipe.optim.but(lr=rate, batch=BATCH, minutes=clock.seconds / 60, samples=None)
-    recipe = recipe.but(optim=optim).fitted(info)
+    recipe = named("demo").but(seed=seed)
+    optim = recipe.optim.but(lr=rate, minutes=clock.seconds / 60, samples=None)
+    model = recipe.model if info.shape[-1] <= 8 else recipe.model.but(network=None)
+    recipe = recipe.but(optim=optim, model=model).fitted(info)
     pace = statistics.mean(update_seconds(recipe, dataset, lambda reference: reference))
-    total = ranks.from_lead(BATCH * int(0.95 * (clock.seconds - clock.spent) / pace))
+    total = ranks.from_lead(optim.batch * int(0.95 * (clock.seconds - clock.spent) / pace))
     optim = optim.model_copy(update={"samples": total})
     learner = recipe.learner(info, lambda reference: reference)
     state = TrainState(learner, optim)
@@ -98,12 +99,12 @@ def ours(real: Any, rate: float, seed: int, clock: Clock) -> tuple[Any, int]:
     spent = clock.spent
     if not ranks.leads():
         return torch.empty(0), total
-    model = next(iter(state.averages.values())).model.eval()
+    average = next(iter(state.averages.values())).model.eval()
     drawn = []
     with torch.no_grad():
         for start in range(0, SAMPLES, 250):
             noise = Noise.of(seed, "generate", range(start, start + 250))
-            *_, x = recipe.generation(model, recipe.at_model_scale(info), noise)
+            *_, x = recipe.generation(average, recipe.at_model_scale(info), noise)
             drawn.append(x)
     clock.started = time.monotonic() - spent
     return torch.cat(drawn), total

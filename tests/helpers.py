@@ -130,6 +130,9 @@ class NoNoise:
     def ahead(self, first: int, count: int) -> NoNoise:
         raise AssertionError("a deterministic step drew noise")
 
+    def child(self, purpose: str) -> NoNoise:
+        raise AssertionError("a deterministic step drew noise")
+
 
 ANY = VP()  # of steps that read the levels only
 

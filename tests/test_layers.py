@@ -22,11 +22,11 @@ LAYERS = [
     {"objectives", "sentences"},
     {"optim", "metrics", "features", "settings", "pictures", "charts"},
     {"training", "strips", "evaluation"},
-    {"checkpoint", "schedules", "trackers"},
+    {"checkpoint", "paths", "schedules", "trackers"},
     {"averages", "recipe"},
     {"prepare", "log", "drift"},
     {"recipes", "run"},
-    {"estimate", "comparison"},
+    {"estimate", "comparison", "interpolation"},
     {"cli"},
     {"__init__", "__main__"},
 ]

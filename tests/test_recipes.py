@@ -12,6 +12,7 @@ from pydantic import Field, create_model
 from ornstein.choice import Choice
 from ornstein.data.info import DataInfo
 from ornstein.data.sources import Toy
+from ornstein.diffusion.langevin import Corrected
 from ornstein.diffusion.sampling import Sampling
 from ornstein.errors import CheckpointError
 from ornstein.nn.networks import MLP, UNet
@@ -36,6 +37,9 @@ def miniature(name: str, **changes: object) -> Recipe:
     recipe = named(name)
     optim = recipe.optim.but(batch=8, micro_batch=None, samples=16, minutes=None, warmup=0)
     generation = recipe.generation.but(steps=3)
+    if isinstance(generation.step, Corrected):
+        corrector = generation.step.corrector.but(updates=2)
+        generation = generation.but(step=generation.step.but(corrector=corrector))
     model = recipe.model.but(network=UNet(channels=(8, 8), blocks=1, middle_attention=False))
     return recipe.but(
         **{"optim": optim, "generation": generation, "preview": None, "model": model, **changes}

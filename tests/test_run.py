@@ -19,7 +19,7 @@ from ornstein.data.sources import Arrays, Digits, Toy
 from ornstein.diffusion.grid import Trailing
 from ornstein.diffusion.model import Diffusion
 from ornstein.diffusion.sampling import Sampling
-from ornstein.diffusion.steps import Ancestral
+from ornstein.diffusion.steps import Ancestral, Jump
 from ornstein.drift import changes, refused
 from ornstein.errors import (
     CheckpointError,
@@ -743,9 +743,10 @@ def test_scores_with_an_extractor_that_does_not_fit_are_refused(moons, tmp_path)
 
 
 def test_a_likelihood_is_refused_in_a_sentence(moons):
-    with pytest.raises(ConfigError, match="'multistep' give no bound .* step=ancestral"):
-        moons.likelihood(np.zeros((1, 2), np.float32))
-    with pytest.raises(ConfigError, match=r"samples \[n, 2\] in native values"):
+    how = Sampling(step=Jump(eta=0.5))
+    with pytest.raises(ConfigError, match="'jump' with eta above 0 have no .* step=heun"):
+        moons.likelihood(np.zeros((1, 2), np.float32), generation=how)
+    with pytest.raises(ConfigError, match=r"of native values \[n, 2\]"):
         moons.likelihood(np.zeros((1, 3), np.float32))
 
 

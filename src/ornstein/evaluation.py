@@ -210,6 +210,9 @@ def bound_of(nats: Nats, shape: tuple[int, ...], split: Split) -> Bound:
         count=len(total),
         split=split,
         exact=nats.exact,
+        probes=None
+        if nats.error is None
+        else bits_per_dim(float(nats.error.double().norm()) / len(total), shape),
     )
 
 

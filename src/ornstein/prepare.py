@@ -22,22 +22,48 @@ from ornstein.noise import Noise
 from ornstein.training import TrainState, precision, train
 
 if TYPE_CHECKING:
-    from ornstein.data.info import DataInfo, Dataset
+    from ornstein.data.info import DataInfo, Dataset, Measure
     from ornstein.recipe import Generation, Recipe
 
 TRIAL_SECONDS = 3.0  # for each minute of training, up to four: a short trial is easily disturbed
 OVERHEAD = 0.05  # the share of the minutes that saving, previews and logging take
+SIGMA_OFF = 1.15  # a σ_d that is wrong by more of a factor is worth a word
 
 
-def concrete(recipe: Recipe, info: DataInfo, load: Load, pin: Callable[[RunRef], RunRef]) -> Recipe:
+def concrete(
+    recipe: Recipe,
+    info: DataInfo,
+    load: Load,
+    pin: Callable[[RunRef], RunRef],
+    farthest: Measure | None = None,
+) -> Recipe:
     """The recipe with nothing left open but a length in minutes, which is to be `measured`.
 
-    `pin` fills in the weights of a reference. Raises: ConfigError for a recipe that cannot work
-    on this data or this machine.
+    `pin` fills in the weights of a reference, `farthest` is as in `Recipe.fitted`. Raises:
+    ConfigError for a recipe that cannot work on this data or this machine.
     """
-    resolved: Recipe = pinned(recipe.fitted(info), pin)
+    resolved: Recipe = pinned(recipe.fitted(info, farthest), pin)
     check(resolved, info, load)
     return resolved
+
+
+def doubts(recipe: Recipe, info: DataInfo) -> list[str]:
+    """What will train but can hardly be meant, a sentence for each: a σ_d that is not the data's.
+
+    info: in native values.
+    """
+    std = recipe.at_model_scale(info).std
+    found = []
+    for key in ("model.target", "objective.weighting"):
+        section, name = key.split(".")
+        given = getattr(getattr(getattr(recipe, section), name, None), "sigma_data", None)
+        if given is not None and not 1 / SIGMA_OFF < given / std < SIGMA_OFF:
+            how = "leave it out to have it measured" if name == "target" else f"write {std:.4g}"
+            found.append(
+                f"{key}.sigma_data is {given:g}, but the standard deviation of the training data "
+                f"at the model's scale is {std:.4g}; {how}"
+            )
+    return found
 
 
 def default_device() -> torch.device:

@@ -21,12 +21,13 @@ from pydantic import Field
 
 from ornstein.choice import Choice, Load
 from ornstein.data.augment import Augment
-from ornstein.data.info import DataInfo
+from ornstein.data.info import DataInfo, Measure
 from ornstein.data.sources import Data, Digits
 from ornstein.diffusion.model import Diffusion
 from ornstein.diffusion.sampling import Sampling
 from ornstein.errors import CheckpointError, ConfigError, nearest, of_section
-from ornstein.objectives.denoising import Denoising
+from ornstein.objectives.denoising import Denoising, Gridded
+from ornstein.objectives.score_matching import ScoreMatching
 from ornstein.objectives.variational import Hybrid, Variational
 from ornstein.optim import Optim
 from ornstein.settings import chosen, flatten, resolve, to_yaml
@@ -42,8 +43,9 @@ if TYPE_CHECKING:
 class Fitted(Protocol):
     """A choice with parts that may be left to the data."""
 
-    def fitted(self, info: DataInfo) -> Choice:
-        """The choice with those parts filled in; `info` is at the model's scale."""
+    def fitted(self, info: DataInfo, farthest: Measure | None = None) -> Choice:
+        """The choice with those parts filled in; `info` is at the model's scale, and so is the
+        largest distance between two training samples, which `farthest` measures."""
 
 
 class Generation(Protocol):
@@ -52,7 +54,18 @@ class Generation(Protocol):
     def __call__(self, model: Any, info: DataInfo, noise: Noise) -> Iterator[Tensor]: ...
 
 
-Objective = Annotated[Denoising | Hybrid | Variational, Field(discriminator="kind")]
+@runtime_checkable
+class Latent(Protocol):
+    """A way of generating that is a function of noise, and one that can be undone."""
+
+    def encode(self, model: Any, info: DataInfo, x: Tensor) -> Tensor:
+        """The noise z [B, *shape] from which x, at the model's scale, is drawn."""
+
+    def decode(self, model: Any, info: DataInfo, z: Tensor) -> Tensor:
+        """What is drawn from z, at the model's scale."""
+
+
+Objective = Annotated[Denoising | ScoreMatching | Hybrid | Variational, Field(discriminator="kind")]
 
 
 class Recipe(Choice):
@@ -77,12 +90,30 @@ class Recipe(Choice):
     preview: Sampling | None = None
     seed: int = Field(0, ge=0)
 
-    def fitted(self, info: DataInfo) -> Self:
-        """The recipe with what the model left to the data filled in. info: in native values."""
+    def fitted(self, info: DataInfo, farthest: Measure | None = None) -> Self:
+        """The recipe with what it left to the data filled in: parts of the model, and then what
+        follows from its noise levels.
+
+        info: in native values. farthest: measures the largest distance between two training
+        samples, in native values. Raises: ConfigError where that is needed and not given.
+        """
+        scaled, filled = self.at_model_scale(info), {}
         model: Any = self.model
-        if not isinstance(model, Fitted):
-            return self
-        return self.model_copy(update={"model": model.fitted(self.at_model_scale(info))})
+        if isinstance(model, Fitted):
+            scale, _ = info.affine(self.objective.range)
+            measure = farthest and (lambda: abs(scale) * farthest())
+            filled["model"] = model = model.fitted(scaled, measure)
+        levels, trained = getattr(self.objective, "levels", None), None
+        if isinstance(levels, Gridded):
+            with of_section("objective"):
+                levels = levels.fitted(model.process, scaled)
+            filled["objective"] = self.objective.model_copy(update={"levels": levels})
+            trained = levels.steps
+        for name in ("generation", "preview"):
+            if isinstance(how := getattr(self, name), Sampling):
+                with of_section(name):
+                    filled[name] = how.fitted(model.process, scaled, trained)
+        return self.model_copy(update=filled)
 
     def at_model_scale(self, info: DataInfo) -> DataInfo:
         """The data as the objective receives it."""

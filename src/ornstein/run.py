@@ -39,8 +39,9 @@ from ornstein import fsops, memory, pictures, ranks
 from ornstein import scores as records
 from ornstein.averages import Recombined, recombined, sources
 from ornstein.choice import Choice, RunRef
+from ornstein.data.distances import farthest
 from ornstein.data.images import cache_folder
-from ornstein.data.info import DataInfo, Dataset
+from ornstein.data.info import DataInfo, Dataset, Measure
 from ornstein.data.stream import Stream
 from ornstein.drift import FREE, Change, changes, refused
 from ornstein.errors import (
@@ -59,8 +60,8 @@ from ornstein.log import Log, cut, locked
 from ornstein.nats import Likelihood, Nats
 from ornstein.noise import Noise, permutation
 from ornstein.optim import WIDTHS
-from ornstein.prepare import check, concrete, default_device, measured, pinned
-from ornstein.recipe import Generation, Recipe, stored
+from ornstein.prepare import check, concrete, default_device, doubts, measured, pinned
+from ornstein.recipe import Generation, Latent, Recipe, stored
 from ornstein.scores import Made, Scores, Split
 from ornstein.settings import difference, resolve
 from ornstein.trackers import Following, Tracker
@@ -160,11 +161,14 @@ class Run:
         if (path / "recipe.yaml").exists():
             run = cls.open(path, schema=schema)
             run._check_data(dataset.info)
+            run._dataset = dataset
             run.recipe = run._adopted(recipe, allow)
         else:
-            resolved = concrete(recipe, dataset.info, loader(schema), pinner(schema))
+            resolved = concrete(
+                recipe, dataset.info, loader(schema), pinner(schema), _farthest(dataset)
+            )
             run = cls(path, resolved, dataset.info)
-        run._dataset = dataset
+            run._dataset = dataset
         return run
 
     @property
@@ -223,6 +227,8 @@ class Run:
         finally:
             if temporary.exists():
                 fsops.remove(temporary)
+        for doubt in doubts(self.recipe, self.info):
+            self._note(doubt)
 
     # Training
 
@@ -490,11 +496,7 @@ class Run:
         how = generation or self.recipe.generation
         if not isinstance(how, Likelihood):
             raise ConfigError(f"runs that generate by {_kind(how)!r} offer no likelihood")
-        if tuple(x.shape[1:]) != self.info.shape or len(x) < 1 or batch < 1:
-            raise ConfigError(
-                f"a likelihood is of samples [n, {', '.join(map(str, self.info.shape))}] in native "
-                f"values, in batches of 1 or more; got {list(x.shape)} in batches of {batch}"
-            )
+        self._check_shape(x, batch, "a likelihood is of native values")
         checkpoint, learner = self._load(average)
         self._same_for_all(checkpoint)
         model: Any = learner.model
@@ -509,16 +511,70 @@ class Run:
                 noise = Noise.of(seed, "likelihood", ids)
                 found.append(how.likelihood(model, scaled, values * a + b, noise))
         count = sum(map(len, own))
-        parts = {
-            name: ranks.gathered(
-                torch.cat([nats.parts[name].double().cpu() for nats in found])[:count]
-            )
-            for name in found[0].parts
-        }
+
+        def whole(of_part: list[Tensor]) -> Tensor:
+            return ranks.gathered(torch.cat([t.double().cpu() for t in of_part])[:count])
+
+        parts = {name: whole([nats.parts[name] for nats in found]) for name in found[0].parts}
+        errors = [nats.error for nats in found if nats.error is not None]
         if self.info.bins is None and a != 1:  # a density per native value
             change = -np.prod(self.info.shape) * np.log(abs(a))
             parts["scale"] = torch.full((len(x),), float(change), dtype=torch.float64)
-        return Nats(parts, found[0].exact)
+        return Nats(parts, found[0].exact, whole(errors) if errors else None)
+
+    def encode(
+        self,
+        x: np.ndarray,
+        *,
+        generation: Generation | None = None,
+        average: str = "",
+        batch: int = 64,
+    ) -> np.ndarray:
+        """The latents float32 [n, *shape] of native values x, where generation has any: the noise
+        from which it draws them, N(0, I) for samples of the model's own. `decode` undoes it.
+
+        Raises: ConfigError where this way of generating has no latents.
+        """
+        model: Any = self._load(average)[1].model
+        how = generation or self.recipe.generation
+        if not isinstance(how, Latent):
+            raise ConfigError(f"runs that generate by {_kind(how)!r} have no latents")
+        self._check_shape(x, batch, "encoded are native values")
+        info = self.recipe.at_model_scale(self.info)
+        a, b = self.info.affine(self.recipe.objective.range)
+        found = []
+        for start in range(0, len(x), batch):
+            part = torch.from_numpy(x[start : start + batch]).to(self.device, torch.float32)
+            found.append(how.encode(model, info, part * a + b).cpu().numpy())
+        return np.concatenate(found)
+
+    def decode(
+        self,
+        z: np.ndarray,
+        *,
+        generation: Generation | None = None,
+        average: str = "",
+        batch: int = 64,
+    ) -> np.ndarray:
+        """What is drawn from latents z [n, *shape], in the data's native values; see `encode`."""
+        model: Any = self._load(average)[1].model
+        how = generation or self.recipe.generation
+        if not isinstance(how, Latent):
+            raise ConfigError(f"runs that generate by {_kind(how)!r} have no latents")
+        self._check_shape(z, batch, "decoded are latents")
+        info = self.recipe.at_model_scale(self.info)
+        found = []
+        for start in range(0, len(z), batch):
+            part = torch.from_numpy(z[start : start + batch]).to(self.device, torch.float32)
+            found.append(self.native(how.decode(model, info, part)))
+        return np.concatenate(found)
+
+    def _check_shape(self, x: np.ndarray, batch: int, what: str) -> None:
+        if tuple(x.shape[1:]) != self.info.shape or len(x) < 1 or batch < 1:
+            raise ConfigError(
+                f"{what} [n, {', '.join(map(str, self.info.shape))}], in batches of 1 or more; got "
+                f"{list(x.shape)} in batches of {batch}"
+            )
 
     def _same_for_all(self, found: checkpoints.Checkpoint | None) -> None:
         """Refuse to go on from different checkpoints. Raises: CheckpointError on all ranks."""
@@ -742,6 +798,11 @@ class Run:
         modes = [(module, module.training) for module in learner.modules()]
         learner.eval()
         how = self.recipe.preview or self.recipe.generation
+        if state.sharded and getattr(how, "evaluations", 0) is None:
+            raise ConfigError(
+                "ranks that share the weights must ask the network alike, which "
+                f"{_kind(how.step)!r} does not; write preview.step=multistep"
+            )
         try:
             x = self._drawn(learner.model, how, range(n), PREVIEW_SEED, n)
         finally:
@@ -828,11 +889,12 @@ class Run:
                 f"--allow-change {change.key}"
             )
         if allow:
-            adopted: Recipe = pinned(request.fitted(self.info), pinner(type(request)))
+            fitted = request.fitted(self.info, _farthest(self.dataset))
+            adopted: Recipe = pinned(fitted, pinner(type(request)))
         else:
             # What was measured or pinned when the run was made stays as it is.
             taken = {name: getattr(request, name) for name in ("optim", *FREE)}
-            adopted = self.recipe.model_copy(update=taken)
+            adopted = self.recipe.model_copy(update=taken).fitted(self.info)
         check(adopted, self.info, loader(type(adopted)))
         length = {"optim.minutes", "optim.samples"}
         if adopted.optim.samples is None and not length & {change.key for change in found}:
@@ -912,6 +974,11 @@ def _alike(digest: str) -> bool:
     mark = int(digest[:15], 16)
     highest, lowest = ranks.agreed(mark, -mark)
     return highest == -lowest
+
+
+def _farthest(dataset: Dataset) -> Measure:
+    """What measures the largest distance between two training samples, in native values."""
+    return lambda: farthest(dataset).distance
 
 
 def _share(ids: range, batch: int) -> list[range]:

@@ -122,6 +122,9 @@ class Bound(Choice):
     count: int = Field(description="real samples that it is the mean over")
     split: Split = Field(description="of which split")
     exact: bool = Field(description="−log p itself, up to numerical error, and no bound")
+    probes: float | None = Field(
+        None, description="standard error of bits_per_dim from random probes, if known"
+    )
 
 
 class Scores(Choice):

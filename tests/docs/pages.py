@@ -12,6 +12,7 @@ ENGLISH = (
     "README.md",
     "docs/data.md",
     "docs/measuring.md",
+    "docs/scores.md",
     "docs/reliability.md",
     "docs/scaling.md",
     "docs/notation.md",

@@ -13,6 +13,7 @@ from ornstein.diffusion.levels import CLEAN, level_at, level_of_log_snr
 from ornstein.diffusion.oracle import Mixture
 from ornstein.diffusion.process import VP, drift_diffusion
 from ornstein.diffusion.steps import Ancestral, Heun, Jump, Multistep, Renoise
+from ornstein.diffusion.stochastic import StochasticHeun
 from ornstein.diffusion.walk import sample
 from ornstein.noise import Noise
 from tests.helpers import (
@@ -38,6 +39,7 @@ STEPS = {
     "renoise": Renoise(),
     "heun": Heun(),
     "multistep": Multistep(),
+    "stochastic_heun": StochasticHeun(),
 }
 DETERMINISTIC = ("ddim", "heun", "multistep")
 

@@ -8,6 +8,7 @@ them: dropout, micro-batches, several averages, weights and buffers of the objec
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ornstein.data.sources import Digits, Toy
 from ornstein.diffusion.grid import Trailing
 from ornstein.diffusion.sampling import Sampling
 from ornstein.nn.networks import MLP, UNet
+from ornstein.objectives.score_matching import ScoreMatching
 from ornstein.objectives.variational import Variational
 from ornstein.optim import HalfLife, Optim, Power
 from ornstein.recipe import Recipe, named
@@ -49,6 +51,28 @@ def longer(toy: ToyRecipe, updates: int) -> ToyRecipe:
 
 MOONS = Toy(name="moons", count=500)
 
+# Scores and SDEs: levels that are measured, networks that are told none, second derivatives. Their
+# previews are drawn as they would draw themselves, in a few steps.
+SCORES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ncsn": ("ncsn", {}),
+    "ncsnv2": ("ncsnv2", {}),
+    "ve-sde": ("ve_sde", {}),
+    "vp-sde": ("vp_sde", {}),
+    "subvp-sde": ("subvp_sde", {}),
+    "scoreflow": ("scoreflow", {}),
+    "explicit": ("vp_sde", {"objective": ScoreMatching(trace="exact")}),
+    "sliced": ("vp_sde", {"objective": ScoreMatching(trace="sliced", projections=2)}),
+}
+
+
+def score_family(name: str, _: Path) -> Recipe:
+    """One of `SCORES`, on points in the plane."""
+    of, changed = SCORES[name]
+    how = named(of).generation
+    drawn = how.but(steps=2) if how.steps is not None else how
+    return recipe(of, 60, MOONS, TOY, **changed).model_copy(update={"preview": drawn})
+
+
 FAMILIES: dict[str, Callable[[Path], Recipe]] = {
     "ddpm": lambda _: recipe("ddpm", 40, Digits(), UNET),
     "ddpm-mlp": lambda _: recipe("ddpm", 90, MOONS, TOY),
@@ -59,6 +83,7 @@ FAMILIES: dict[str, Callable[[Path], Recipe]] = {
     ),
     "flow": lambda _: recipe("flow", 100, MOONS, TOY),
     "edm": lambda _: recipe("edm", 40, Digits(), UNET),
+    **{name: partial(score_family, name) for name in SCORES},
     "vector-quantised": lambda folder: longer(vq(folder), 200),
     "teacher-student": lambda folder: longer(follow(folder), 200),
     "sequence": lambda folder: longer(rollout(folder), 120),

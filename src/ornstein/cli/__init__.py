@@ -33,6 +33,8 @@ COMMANDS = {
     "evaluate": "Score a run's samples, with references and an interval.",
     "compare": "Compare runs, or samplers and step counts of one: a table and a picture.",
     "recipes": "List the recipes.",
+    "interpolate": "Draw the way from one image to another through the latents of a run.",
+    "paths": "Draw paths of a diffusion, from data to noise and back by SDE and by flow.",
     "schedules": "Draw noise schedules side by side, and what they do to an image.",
     "show": "Show a recipe or a run as YAML, or how two of them differ.",
     "runs": "List the runs and how far they are.",

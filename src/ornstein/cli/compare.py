@@ -209,7 +209,7 @@ def _columns(rows: list[Row]) -> list[_Column]:
         _Column("samples trained", trained),
         _Column("sampler", lambda row: row.sampler),
         _Column("steps", lambda row: str(row.how.steps)),
-        _Column("evaluations", lambda row: str(row.how.evaluations)),
+        _Column("evaluations", lambda row: str(row.how.evaluations or "varies")),
         metric("frechet", frechet, ".3f", False),
         metric("kernel", "kernel", ".3g", False),
         metric("precision", "precision", ".3f", True),

@@ -32,6 +32,7 @@ def dry_run(
     from ornstein.cli.carry import about_data, say
     from ornstein.errors import OutOfMemory
     from ornstein.estimate import estimate
+    from ornstein.prepare import doubts
     from ornstein.run import Run, checked_name
 
     for note in asked.notes:
@@ -46,7 +47,7 @@ def dry_run(
     for line in commented(found.recipe, sources(asked, run, found.recipe)):
         print(line)
     print()
-    for line in (*about_data(run), *costs(run, found)):
+    for line in (*about_data(run), *doubts(run.recipe, run.info), *costs(run, found)):
         print(line)
     if replaced:
         print(f"folder: {path} would be made; the run that is there would be set aside")

@@ -140,10 +140,17 @@ def table(scores: Scores) -> str:
     if scores.likelihood is not None:
         found = scores.likelihood
         parts = " + ".join(f"{name} {value:.3f}" for name, value in found.parts.items())
+        parts = parts.replace("+ -", "- ")
         lines.append(
             f"bits/dim: of {found.count:,} {_WORDS[found.split]} samples, {parts}; "
             f"{found.nats.value:.1f} nats per sample"
         )
+        if "flow" in found.parts:
+            of = "the probability flow"
+            of += "" if found.exact else ", at most, since whole numbers are given noise"
+            if found.probes is not None:
+                of += f"; {found.probes:.4f} of standard error is the probes'"
+            lines.append(f"bits/dim: of {of}")
     return "\n".join(lines)
 
 

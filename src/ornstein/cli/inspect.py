@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ornstein.data.inspection import Report
+    from ornstein.diffusion.ncsn import Rules
 
 SHOWN = 10  # bad files, groups of duplicates and sizes on the screen
 CLASSES = 20
@@ -91,9 +93,10 @@ def inspect(
         fsops.make_folder(written["bad_files"].parent, "--bad")
         fsops.replace(written["bad_files"], bad_table(report.bad).encode(), "--bad")
     if json:
-        print(
-            writer.dumps({**as_json(report), **{k: str(v) for k, v in written.items()}}, indent=1)
-        )
+        values = {**as_json(report), "ncsnv2": rules_of(report)}
+        if values["ncsnv2"] is not None:
+            values["ncsnv2"] = values["ncsnv2"]._asdict()
+        print(writer.dumps({**values, **{k: str(v) for k, v in written.items()}}, indent=1))
     else:
         print(table(report))
         print("\n".join(f"{what.replace('_', ' ')}: {path}" for what, path in written.items()))
@@ -113,6 +116,7 @@ def table(report: Report) -> str:
             *_values(report),
             *_classes(report),
             *_duplicates(report),
+            *_ncsnv2(report),
             f"proposed    {', '.join(_proposed(report))}",
             f"            {proposal.command}",
         ]
@@ -235,6 +239,35 @@ def _proposed(report: Report) -> list[str]:
         words.append(_plural(proposal.channels, "channel"))
     scale = "at the range -1 to 1" if report.info.range else "once standardised"
     return [*words, f"sigma_data {proposal.sigma_data:.4g} {scale}"]
+
+
+def rules_of(report: Report) -> Rules | None:
+    """NCSNv2's choices for this data at the scale of its recipe: the range 0 to 1, or
+    standardised; None where all samples are the same to it."""
+    from ornstein.diffusion.ncsn import SIGMA_MIN, rules
+
+    scale, _ = report.info.affine((0.0, 1.0))
+    distance = scale * report.farthest.distance
+    return rules(distance, math.prod(report.info.shape)) if distance > SIGMA_MIN else None
+
+
+def _ncsnv2(report: Report) -> list[str]:
+    found, rules = report.farthest, rules_of(report)
+    if rules is None:
+        return []
+    scale = "at the range 0 to 1" if report.info.range else "once standardised"
+    least = "" if found.exact else "at least "
+    of = "" if found.looked == report.train else f" of {found.looked:,} random ones"
+    steps, eps = f"steps={rules.levels}", f"{rules.eps:.4g}"
+    return [
+        f"NCSNv2      sigma_max {rules.sigma_max:.4g} {scale}: {least}the largest distance between "
+        f"two training samples{of}",
+        f"            {rules.levels} levels down to {rules.sigma_min:g}, gamma {rules.gamma:.4f}; "
+        f"{rules.updates} updates at each with eps {eps}, s_T²/σ² {rules.variance_ratio:.4f}",
+        "            which is what the recipe ncsnv2 chooses unless you write others:",
+        f"            model.process.sigma_max={rules.sigma_max:.4g} objective.levels.{steps} "
+        f"generation.{steps} generation.step.corrector.size.eps={eps}",
+    ]
 
 
 def _root(source: Any) -> Path | None:

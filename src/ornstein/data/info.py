@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self
 
 from pydantic import Field, model_validator
@@ -162,6 +162,10 @@ class Dataset(NamedTuple):
             x = x.mul_(a).add_(b)
         label = None if self.label is None else torch.from_numpy(self.label[ids])
         return Batch(x, torch.from_numpy(ids), label)
+
+
+Measure = Callable[[], float]
+"""Takes a measure of data that few ask for, since it costs seconds."""
 
 
 def drawn(ids: np.ndarray, most: int | None, purpose: str = "some") -> np.ndarray:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ornstein.data.arrays import rows
+from ornstein.data.distances import Farthest, farthest
 from ornstein.data.duplicates import Groups, duplicates, leaked
 from ornstein.data.info import BadFile, DataInfo, Dataset, Originals
 from ornstein.data.sources import Shards, recognise
@@ -80,7 +81,7 @@ class Report(NamedTuple):
     decoded as they are asked for. low, high: the smallest and largest value there is. grey: how
     many images have no colour, or None for vectors. originals, common: sizes (H, W) before images
     were fitted, see `Dataset`. dimensions: of vectors. names: of the samples that are duplicates,
-    by number.
+    by number. farthest: the largest distance between two samples to train on.
     """
 
     info: DataInfo
@@ -98,6 +99,7 @@ class Report(NamedTuple):
     dimensions: tuple[Dimension, ...]
     repeated: Repeated
     names: dict[int, str]
+    farthest: Farthest
     proposal: Proposal
 
 
@@ -132,6 +134,7 @@ def inspect(
         dimensions=_dimensions(x) if info.kind == "vector" else (),
         repeated=Repeated(groups[0], groups[1], tuple(exact), tuple(near), found.compared),
         names={i: dataset.names[i] for i in sorted(named)} if dataset.names else {},
+        farthest=farthest(dataset),
         proposal=_proposal(source, dataset),
     )
 

@@ -7,6 +7,10 @@ The denoiser owns the scale of the input and the noise label, so no network ever
 owns the target, so nothing downstream ever sees what the network predicts. For a variance-
 preserving process and σ_d = 1 the input scale is exactly 1, as in DDPM; for VE it is EDM's c_in.
 
+A network that is told no level (label `none`) sees x itself, c_in = 1, since only the size of x
+tells the level then. With the target ε it is NCSNv2's s(x, σ) = s(x)/σ, f = −s(x): one function of
+x for all levels (Y. Song, S. Ermon 2020, arXiv:2006.09011, technique 3).
+
 A network with twice the outputs also says where the reverse variance lies between β̃ (v = 0) and β
 (v = 1) of a step, per value: v = (output + 1)/2 (A. Nichol, P. Dhariwal 2021, arXiv:2102.09672,
 eq 15; notes eq 35). It is not clamped, since data wider than a unit Gaussian want v > 1.
@@ -32,7 +36,7 @@ from ornstein.diffusion.process import NoisingProcess
 from ornstein.errors import ConfigError
 from ornstein.nn.cond import NO_COND, Cond
 
-Label = Literal["time", "log_sigma"]
+Label = Literal["time", "log_sigma", "none"]
 MANY_LEVELS = 4096  # more than any grid has that is walked more than once
 
 
@@ -50,7 +54,8 @@ class Denoiser(nn.Module):
     """backbone + process + target.
 
     network: (x [B, *], label [B], Cond) -> [B, *], ignorant of diffusion.
-    label: `time` is 1000 t, DDPM's index at T = 1000; `log_sigma` is EDM's ¼ ln(σ/α).
+    label: `time` is 1000 t, DDPM's index at T = 1000; `log_sigma` is EDM's ¼ ln(σ/α); `none` is 0
+        at every level, and the input is x itself.
     sigma_data: standard deviation of clean data at the model's scale.
     learn_spread: whether the network has twice the outputs, the second half being v.
     Raises: ConfigError where the target does not determine x0 at some time of the process.
@@ -117,7 +122,9 @@ class Denoiser(nn.Module):
 
     def _constants(self, level: Level, x: Tensor) -> Constants:
         norm = (level.sigma**2 + (self.sigma_data * level.alpha) ** 2) ** 0.5
-        if self.label == "time":
+        if self.label == "none":
+            norm, label = 1.0, 0.0 * level.t
+        elif self.label == "time":
             label = 1000.0 * level.t
         else:
             ratio = level.sigma / level.alpha

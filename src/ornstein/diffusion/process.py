@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 from pydantic import Field, model_validator
 
 from ornstein.choice import Choice
+from ornstein.errors import ConfigError
 from ornstein.lazy import torch
 
 if TYPE_CHECKING:
@@ -118,11 +119,15 @@ class VE(Choice):
 
     kind: Literal["ve"] = "ve"
     sigma_min: float = Field(0.01, gt=0)
-    sigma_max: float = Field(50.0, gt=0)
+    sigma_max: float | None = Field(
+        50.0,
+        gt=0,
+        description="null: the largest distance between two training samples, as NCSNv2 has it",
+    )
 
     @model_validator(mode="after")
     def _increasing(self) -> VE:
-        if self.sigma_max <= self.sigma_min:
+        if self.sigma_max is not None and self.sigma_max <= self.sigma_min:
             raise ValueError(
                 f"sigma_max ({self.sigma_max:g}) must be above sigma_min ({self.sigma_min:g})"
             )
@@ -133,12 +138,22 @@ class VE(Choice):
         return 0.0
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        sigma = self.sigma_min * torch.exp(t * math.log(self.sigma_max / self.sigma_min))
+        sigma = self.sigma_min * torch.exp(t * self._span)
         return torch.ones_like(t), sigma
 
     def time(self, log_snr: Tensor) -> Tensor:
         log_sigma = -0.5 * log_snr
-        return (log_sigma - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
+        return (log_sigma - math.log(self.sigma_min)) / self._span
+
+    @property
+    def _span(self) -> float:
+        """ln(σ_max/σ_min). Raises: ConfigError where σ_max is left to data that is not known."""
+        if self.sigma_max is None:
+            raise ConfigError(
+                "this process's sigma_max is left to the data, which is not known here; write it: "
+                "process.sigma_max=50, say, or what `ornstein inspect DATA` prints"
+            )
+        return math.log(self.sigma_max / self.sigma_min)
 
 
 class Straight(Choice):

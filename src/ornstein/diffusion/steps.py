@@ -18,10 +18,11 @@ from pydantic import Field, model_validator
 
 from ornstein.choice import Choice
 from ornstein.diffusion.grid import Levels
-from ornstein.diffusion.levels import Level, blend, level_at, level_of_log_snr
+from ornstein.diffusion.levels import Level, blend
 from ornstein.diffusion.prediction import Denoise
 from ornstein.diffusion.process import NoisingProcess
 from ornstein.diffusion.walk import Fresh, Move, ancestral_std, forward_std
+from ornstein.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,7 +144,7 @@ class Heun(Choice):
 
     def along(self, process: NoisingProcess, levels: Levels) -> Move:
         fresh = Fresh(levels)
-        starts = [self._raised(process, level, len(levels) - 1) for level in levels[:-1]]
+        starts = self._starts(process, levels)
         added = [
             (float(to.alpha / t.alpha), self.churn_noise * forward_std(to, t)) if to != t else None
             for t, to in zip(levels, starts, strict=False)
@@ -168,16 +169,21 @@ class Heun(Choice):
 
         return move
 
-    def _raised(self, process: NoisingProcess, level: Level, steps: int) -> Level:
-        """The level at which the step from `level` begins."""
-        if self.churn == 0 or level.alpha == 0 or level.t >= 1:
-            return level
-        ratio = level.sigma / level.alpha
-        if ratio < self.churn_min or (self.churn_max is not None and ratio > self.churn_max):
-            return level
-        ratio *= 1 + min(self.churn / steps, math.sqrt(2) - 1)
-        raised = level_of_log_snr(process, -2 * math.log(ratio))
-        return raised if raised.t < 1 else level_at(process, 1.0)
+    def _starts(self, process: NoisingProcess, levels: Levels) -> list[Level]:
+        """Where each step begins: at its level of the grid, or with more noise."""
+        steps, starts = len(levels) - 1, list(levels[:-1])
+        gamma = min(self.churn / steps, math.sqrt(2) - 1)
+        high = math.inf if self.churn_max is None else self.churn_max
+        ratios = {i: t.sigma / t.alpha for i, t in enumerate(starts) if t.t < 1}
+        ratios = {i: (1 + gamma) * r for i, r in ratios.items() if self.churn_min <= r <= high}
+        if gamma == 0 or not ratios:
+            return starts
+        log_snr = -2 * torch.tensor(list(ratios.values()), dtype=torch.float64).log()
+        t = process.time(log_snr).clamp(max=1.0)
+        rows = zip(ratios, t.tolist(), *(c.tolist() for c in process(t)), strict=True)
+        for i, *level in rows:
+            starts[i] = Level(*level)
+        return starts
 
     def evaluations(self, steps: int) -> int:
         return 2 * steps - 1

@@ -10,8 +10,11 @@ accelerators' kernels are made for 64 and 128.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ornstein.nn.layers import norm, zeroed
 
@@ -24,7 +27,13 @@ def head_count(channels: int, width: int) -> int:
 
 
 class SelfAttention(nn.Module):
-    """Norm, attention over all H·W pixels, and the sum with the input."""
+    """Norm, attention over all H·W pixels, and the sum with the input.
+
+    `twice` is set by objectives that differentiate gradients: fused kernels have none of second
+    order, so that training then uses plain products.
+    """
+
+    twice = False
 
     def __init__(self, channels: int, head_width: int = 64) -> None:
         super().__init__()
@@ -38,6 +47,8 @@ class SelfAttention(nn.Module):
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # [B, HW, C]
         # [B, HW, 3C] -> three of [B, heads, HW, C/heads]
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        plain = sdpa_kernel(SDPBackend.MATH) if self.twice and q.requires_grad else nullcontext()
+        with plain:
+            attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         out: Tensor = self.out(attended)
         return x + out.transpose(1, 2).reshape(x.shape)

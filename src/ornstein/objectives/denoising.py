@@ -11,14 +11,18 @@ eq 30). Any weighting means the same for every target, because in the plane
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from pydantic import AfterValidator, Field
 
 from ornstein.choice import Choice, Load
+from ornstein.diffusion.grid import Grid, LogSNR
 from ornstein.diffusion.levels import Level, expand, level_at, level_of_log_snr
+from ornstein.diffusion.ncsn import levels_of
 from ornstein.diffusion.prediction import PredictionTarget, aim
 from ornstein.diffusion.process import NoisingProcess, rates
+from ornstein.errors import ConfigError
 from ornstein.lazy import torch
 from ornstein.objectives.base import Context, Loss
 
@@ -52,6 +56,42 @@ class Discrete(Choice):
 
     def __call__(self, process: NoisingProcess, u: Tensor) -> Level:
         return level_at(process, (torch.floor(u * self.steps) + 1) / self.steps)
+
+
+class Gridded(Choice):
+    """The noisy levels of a sampling grid, each as often: training and sampling see the same ones.
+
+    With the grid `log_snr` they are NCSN's geometric sequence from σ_1 to σ_L, both included
+    (Y. Song, S. Ermon 2019, arXiv:1907.05600, §3.1; notes eq 1.15).
+    """
+
+    kind: Literal["gridded"] = "gridded"
+    grid: Grid = LogSNR()
+    steps: int | None = Field(
+        None, ge=1, le=100_000, description="how many; null: by NCSNv2's rule (notes eq 1.16)"
+    )
+
+    def fitted(self, process: NoisingProcess, info: DataInfo) -> Gridded:
+        """With their number. Raises: ConfigError where the process ends in pure noise."""
+        if self.steps is not None:
+            return self
+        return self.but(steps=levels_of(process, math.prod(info.shape)))
+
+    def __call__(self, process: NoisingProcess, u: Tensor) -> Level:
+        rows = _gridded(self, process, str(u.device))
+        return Level(*rows[:, torch.floor(u * rows.shape[1]).long()])
+
+
+@lru_cache(maxsize=8)
+def _gridded(law: Gridded, process: NoisingProcess, device: str) -> Tensor:
+    """t, α and σ of its levels, float64 [3, L]."""
+    if law.steps is None:
+        raise ConfigError(
+            "the number of training levels is left to the data, which is not known here; write "
+            "objective.levels.steps=100, say"
+        )
+    noisy = law.grid(process, law.steps)[:-1]
+    return torch.tensor(noisy, dtype=torch.float64, device=device).T
 
 
 class LogNormal(Choice):
@@ -101,8 +141,52 @@ class CosineTime(Choice):
         return level_at(process, process.time(log_snr).clamp(process.smallest, 1.0))
 
 
+class UniformLogSNR(Choice):
+    """λ = 2 log(α/σ) uniform, between the ends of the process or those that are given in σ/α.
+
+    It is maximum-likelihood training with importance-sampled times (Y. Song et al. 2021, "Maximum
+    likelihood training of score-based diffusion models", arXiv:2101.09258, eq 7 and §5.1; notes
+    ref 7). As ŝ − s = (α/σ²) (x̂0 − x0) and g² = −σ² dλ/dt, likelihood weighting is
+
+        ½ g² ‖ŝ − s‖² = −½ SNR dλ/dt ‖x̂0 − x0‖² = −½ dSNR/dt ‖x̂0 − x0‖²
+
+    under uniform t: weighting `vlb` there. Times of density ∝ g²/σ² = −dλ/dt are uniform λ, and
+    what is left of it is ½ (λ_max − λ_min) SNR ‖x̂0 − x0‖²: weighting `snr` here, the plain error
+    of ε. Both have one expectation, and the second varies less.
+    """
+
+    kind: Literal["log_snr"] = "log_snr"
+    sigma_min: float | None = Field(None, gt=0, description="smallest σ/α; null: the process's")
+    sigma_max: float | None = Field(None, gt=0, description="largest σ/α; null: the process's")
+
+    def __call__(self, process: NoisingProcess, u: Tensor) -> Level:
+        """Raises: ConfigError where the process has no such levels."""
+        first, last = self.ends(process)
+        t = process.time(first + (last - first) * u)
+        return level_at(process, t.clamp(process.smallest, 1.0))
+
+    def ends(self, process: NoisingProcess) -> tuple[float, float]:
+        """λ_max and λ_min, toward data and toward noise."""
+        alpha, sigma = process(torch.tensor([process.smallest, 1.0], dtype=torch.float64))
+        least, most = (sigma / alpha).tolist()
+        low, high = self.sigma_min or least, self.sigma_max or most
+        if math.isinf(high):
+            raise ConfigError(
+                "this process ends in pure noise, where log-SNR is −∞ and has no uniform law; "
+                "write objective.levels.sigma_max=80, say"
+            )
+        if low >= high or low < least * (1 - 1e-9) or high > most * (1 + 1e-9):
+            raise ConfigError(
+                f"training levels between σ/α = {low:g} and {high:g} are not those of the process, "
+                f"{least:.4g} to {most:.4g}; write objective.levels.sigma_min and sigma_max within "
+                "these, or leave them out"
+            )
+        return -2 * math.log(low), -2 * math.log(high)
+
+
 Levels = Annotated[
-    UniformTime | Discrete | LogNormal | LogitNormal | CosineTime, Field(discriminator="kind")
+    UniformTime | Discrete | Gridded | LogNormal | LogitNormal | CosineTime | UniformLogSNR,
+    Field(discriminator="kind"),
 ]
 
 
@@ -232,6 +316,8 @@ class Denoising(Choice):
     range: DataRange = (-1.0, 1.0)
 
     def build(self, model: Denoiser, info: DataInfo, load: Load) -> Denoising:
+        """Raises: ConfigError for levels that the process does not have."""
+        self.levels(model.process, torch.full((1,), 0.5, dtype=torch.float64))
         return self
 
     def __call__(self, model: Denoiser, batch: Batch, context: Context) -> Loss:
