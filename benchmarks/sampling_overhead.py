@@ -42,9 +42,10 @@ def ours(batch: int) -> dict[str, float]:
 
     from ornstein.diffusion.denoiser import Denoiser, bind
     from ornstein.diffusion.grid import LogSNR
+    from ornstein.diffusion.multistep import Multistep
     from ornstein.diffusion.prediction import EDM, Eps
     from ornstein.diffusion.process import VE, VP
-    from ornstein.diffusion.steps import Ancestral, Heun, Jump, Multistep
+    from ornstein.diffusion.steps import Ancestral, Heun, Jump
     from ornstein.diffusion.walk import sample
     from ornstein.noise import Noise
 

@@ -487,11 +487,11 @@ def test_yaml_beyond_a_plain_small_tree_is_refused(text, message, compiled, writ
     if not compiled:
         monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
     path = write(text)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ConfigError) as caught:
         load_yaml(path)
     assert str(caught.value).startswith(f"file {path}{message}")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_an_alias_bomb_is_refused(write):
@@ -675,11 +675,11 @@ def test_any_file_loads_or_is_refused(text, tmp_path):
 
 def test_a_file_of_mistakes_is_refused_quickly(write):
     path = write("\n".join(f"seed{i}: 1" for i in range(9000)))
-    start = time.perf_counter()
+    start = time.process_time()
     assert refused(file=path).endswith("(and 8999 more)")
     path = write("averages:\n" + "- {kind: powr}\n" * 6000)
     assert refused(file=path).endswith("(and 5999 more)")
-    assert time.perf_counter() - start < 4
+    assert time.process_time() - start < 4
 
 
 def test_reading_a_recipe_does_not_import_torch():

@@ -17,11 +17,18 @@ _HOME = {
     "ornstein.diffusion.denoiser": ("Denoiser", "bind"),
     "ornstein.diffusion.density": ("Flow", "flow_nats"),
     "ornstein.diffusion.flow": ("Adaptive", "decode", "encode", "slerp"),
-    "ornstein.diffusion.grid": ("Explicit", "Karras", "Leading", "LogSNR", "Trailing", "Uniform"),
+    "ornstein.diffusion.grid": (
+        *("Budget", "Explicit", "Karras", "Leading", "LogSNR", "Trailing", "Uniform"),
+    ),
     "ornstein.diffusion.langevin": (
         *("Annealed", "Corrected", "Fixed", "Keep", "Langevin", "SignalToNoise"),
     ),
     "ornstein.diffusion.levels": ("CLEAN", "Level", "level_at", "level_of_log_snr"),
+    "ornstein.diffusion.inverse": ("DPS", "MMPS", "PiGDM", "posterior"),
+    "ornstein.diffusion.learned": ("Learned",),
+    "ornstein.diffusion.measurements": (
+        *("Blur", "Downsample", "Grey", "Mask", "Measurement", "Operator", "measured"),
+    ),
     "ornstein.diffusion.model": ("Diffusion",),
     "ornstein.diffusion.oracle": ("Finite", "Mixture", "gaussian"),
     "ornstein.diffusion.prediction": (
@@ -32,8 +39,11 @@ _HOME = {
         *("VE", "VP", "Cosine", "Straight", "SubVP", "Tabulated"),
         *("drift_diffusion", "log_snr", "rates", "transition"),
     ),
+    "ornstein.diffusion.repaint": ("RePaint",),
     "ornstein.diffusion.sampling": ("Sampling",),
-    "ornstein.diffusion.steps": ("Ancestral", "Heun", "Jump", "Multistep", "Renoise"),
+    "ornstein.diffusion.sdedit": ("sdedit",),
+    "ornstein.diffusion.multistep": ("Multistep", "Singlestep", "Suited"),
+    "ornstein.diffusion.steps": ("Ancestral", "Heun", "Jump", "Renoise"),
     "ornstein.diffusion.sgld": ("Decay", "Posterior", "sgld"),
     "ornstein.diffusion.stochastic": ("EulerMaruyama", "StochasticHeun"),
     "ornstein.diffusion.walk": ("sample",),

@@ -1,4 +1,4 @@
-"""`torch`, imported at its first use.
+"""`torch` and `numpy`, imported at their first use.
 
 A recipe is a tree of frozen choices, and showing one, listing them or asking for `--help`
 must not cost the second or more that `import torch` takes. Files that hold choices write
@@ -7,18 +7,22 @@ must not cost the second or more that `import torch` takes. Files that hold choi
 
 from typing import TYPE_CHECKING
 
-__all__ = ["torch"]
+__all__ = ["numpy", "torch"]
 
 if TYPE_CHECKING:
+    import numpy as numpy
     import torch as torch
 else:
 
-    class _Torch:
-        def __getattr__(self, name):
-            import torch
+    class _Lazy:
+        def __init__(self, name):
+            self._module = name
 
-            value = getattr(torch, name)
+        def __getattr__(self, name):
+            from importlib import import_module
+
+            value = getattr(import_module(self._module), name)
             setattr(self, name, value)  # the second look-up is an ordinary attribute
             return value
 
-    torch = _Torch()
+    numpy, torch = _Lazy("numpy"), _Lazy("torch")

@@ -13,9 +13,10 @@ from ornstein.diffusion.langevin import (
     SignalToNoise,
 )
 from ornstein.diffusion.levels import CLEAN
+from ornstein.diffusion.multistep import Multistep
 from ornstein.diffusion.process import VP
 from ornstein.diffusion.sampling import Sampling
-from ornstein.diffusion.steps import Ancestral, Heun, Jump, Multistep
+from ornstein.diffusion.steps import Ancestral, Heun, Jump
 from ornstein.diffusion.stochastic import EulerMaruyama, StochasticHeun
 from ornstein.diffusion.walk import sample
 from ornstein.noise import Noise

@@ -11,9 +11,10 @@ import torch
 
 from ornstein.diffusion.grid import Explicit, Uniform
 from ornstein.diffusion.levels import CLEAN, level_at
+from ornstein.diffusion.multistep import Multistep
 from ornstein.diffusion.prediction import Prediction
 from ornstein.diffusion.process import VE, VP, Tabulated, transition
-from ornstein.diffusion.steps import Ancestral, Heun, Jump, Multistep, Renoise
+from ornstein.diffusion.steps import Ancestral, Heun, Jump, Renoise
 from ornstein.diffusion.walk import sample
 from ornstein.noise import Noise
 from tests.helpers import (
@@ -189,27 +190,6 @@ def test_heun_is_edms_algorithm_1():
             ahead = x + (sigmas[i + 1] - sigmas[i]) * (d + d_ahead) / 2
         x = ahead
         torch.testing.assert_close(state.x, x, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", ["vp", "ve", "sub_vp"])
-def test_multistep_is_dpm_solver_plus_plus_2m(name):
-    """λ = log α/σ, h = λ_s − λ_t, r = h_before/h, D = (1 + 1/2r) x̂0 − 1/2r x̂0_before,
-    x_s = σ_s/σ_t x − α_s (e^{−h} − 1) D   (Lu et al. 2022, algorithm 2)."""
-    oracle, levels = two_dim_mixture(), grid("karras", name, 9)
-    x = levels[0].sigma * Noise.of(0, "start", 6).normal(0, (2,), torch.float64)
-    states = list(sample(oracle, ANY, levels, Multistep(), x, Noise.of(0, "steps", 6)))
-    lam = [math.log(level.alpha / level.sigma) for level in levels[:-1]]
-    before = None
-    for i in range(8):
-        x0 = oracle(x, levels[i]).x0
-        h, d = lam[i + 1] - lam[i], x0
-        if before is not None:
-            r = (lam[i] - lam[i - 1]) / h
-            d = (1 + 1 / (2 * r)) * x0 - before / (2 * r)
-        x = levels[i + 1].sigma / levels[i].sigma * x - levels[i + 1].alpha * math.expm1(-h) * d
-        before = x0
-        torch.testing.assert_close(states[i].x, x, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(states[8].x, oracle(x, levels[8]).x0)
 
 
 # --- the general step ------------------------------------------------------------------------

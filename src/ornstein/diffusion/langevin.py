@@ -28,10 +28,11 @@ from pydantic import Field
 from ornstein.choice import Choice
 from ornstein.diffusion.grid import Levels
 from ornstein.diffusion.levels import expand
+from ornstein.diffusion.multistep import Multistep, Suited
 from ornstein.diffusion.ncsn import rounded, step_size
 from ornstein.diffusion.prediction import Denoise, Prediction
 from ornstein.diffusion.process import NoisingProcess
-from ornstein.diffusion.steps import Ancestral, Heun, Jump, Multistep
+from ornstein.diffusion.steps import Ancestral, Heun, Jump
 from ornstein.diffusion.stochastic import EulerMaruyama, StochasticHeun
 from ornstein.diffusion.walk import Fresh, Move
 from ornstein.errors import ConfigError
@@ -238,7 +239,7 @@ class Keep(Choice):
 
 
 Predictor = Annotated[
-    Jump | Ancestral | Heun | Multistep | EulerMaruyama | StochasticHeun | Keep,
+    Jump | Ancestral | Heun | Multistep | Suited | EulerMaruyama | StochasticHeun | Keep,
     Field(discriminator="kind"),
 ]
 """Steps by a denoiser whose x̂0 is a mean. `Renoise` wants a sample for x̂0, which says no score."""

@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 
 from pydantic import Field
 
 from ornstein.choice import Choice
 from ornstein.diffusion.density import Flow, flow_nats
 from ornstein.diffusion.flow import Adaptive, decode, encode
-from ornstein.diffusion.grid import Grid, Levels, LogSNR
+from ornstein.diffusion.grid import Budget, Grid, Levels
 from ornstein.diffusion.langevin import Corrected
+from ornstein.diffusion.learned import Learned
+from ornstein.diffusion.multistep import Multistep, Singlestep, Suited
 from ornstein.diffusion.ncsn import levels_of
 from ornstein.diffusion.prediction import Denoise, clipped
 from ornstein.diffusion.process import NoisingProcess
-from ornstein.diffusion.steps import Ancestral, Heun, Jump, Multistep, Renoise
+from ornstein.diffusion.steps import Ancestral, Heun, Jump, Renoise
 from ornstein.diffusion.stochastic import EulerMaruyama, StochasticHeun
 from ornstein.diffusion.walk import sample
 from ornstein.errors import ConfigError
@@ -44,6 +46,9 @@ Step = Annotated[
     | Renoise
     | Heun
     | Multistep
+    | Singlestep
+    | Suited
+    | Learned
     | EulerMaruyama
     | StochasticHeun
     | Corrected
@@ -62,8 +67,8 @@ class Sampling(Choice):
     """
 
     kind: Literal["sampling"] = "sampling"
-    step: Step = Multistep()
-    grid: Grid = LogSNR()
+    step: Step = Suited()
+    grid: Grid = Budget()
     steps: int | None = Field(20, ge=1, le=100_000)
     clip: bool = False
     flow: Flow = Flow()
@@ -76,7 +81,8 @@ class Sampling(Choice):
 
     def levels(self, process: NoisingProcess, info: DataInfo) -> Levels:
         """The grid. Raises: ConfigError where it and the process disagree."""
-        return self.grid(process, self.steps or levels_of(process, math.prod(info.shape)))
+        steps = self.steps or levels_of(process, math.prod(info.shape))
+        return _measured(self.grid, info)(process, steps)
 
     def fitted(self, process: NoisingProcess, info: DataInfo, trained: int | None) -> Self:
         """This choice with what follows from the noise levels filled in: their number (`trained`,
@@ -101,7 +107,8 @@ class Sampling(Choice):
         x = scale * noise.child("start").normal(0, info.shape)
         yield x
         denoise = self.denoise(model, info)
-        for state in sample(denoise, model.process, levels, self.step, x, noise.child("steps")):
+        step = _measured(self.step, info)
+        for state in sample(denoise, model.process, levels, step, x, noise.child("steps")):
             yield state.x
 
     @property
@@ -182,9 +189,23 @@ class Sampling(Choice):
         )
 
 
+ChoiceT = TypeVar("ChoiceT", bound=Choice)
+
+
+def _measured(choice: ChoiceT, info: DataInfo) -> ChoiceT:
+    """A step or a grid with σ_d filled in from the data, where it asks for it."""
+    if isinstance(choice, Corrected):
+        return choice.model_copy(update={"predictor": _measured(choice.predictor, info)})
+    if getattr(choice, "sigma_data", 1.0) is None and info.std > 0:
+        return choice.model_copy(update={"sigma_data": float(info.std)})
+    return choice
+
+
 def follows_flow(step: Step) -> bool:
     """Whether a step is a rule for the probability flow, without noise of its own."""
     match step:
-        case Jump(eta=0) | EulerMaruyama(eta=0) | Heun(churn=0) | Multistep() | Adaptive():
+        case Jump(eta=0) | EulerMaruyama(eta=0) | Heun(churn=0) | Adaptive():
+            return True
+        case Multistep(eta=0) | Singlestep() | Suited() | Learned():
             return True
     return False

@@ -189,45 +189,6 @@ class Heun(Choice):
         return 2 * steps - 1
 
 
-class Multistep(Choice):
-    """Order 2 with one evaluation a step: x̂0 is extrapolated in log-SNR, then a DDIM step.
-
-    C. Lu et al. 2022, "DPM-Solver++", arXiv:2211.01095, algorithm 2 (2M). The first step, and
-    the last one to σ = 0, are of order 1.
-    """
-
-    kind: Literal["multistep"] = "multistep"
-
-    def along(self, process: NoisingProcess, levels: Levels) -> Move:
-        scales = [float(s.sigma / t.sigma) for t, s in pairwise(levels)]
-        weights = [
-            float(s.alpha - t.alpha * scale)
-            for (t, s), scale in zip(pairwise(levels), scales, strict=True)
-        ]
-        ratios = [0.0]  # of the way to the next level to the way here, in log-SNR; half of it
-        for before, t, s in zip(levels, levels[1:], levels[2:], strict=False):
-            ahead = _half_log_snr(s) - _half_log_snr(t) if s.sigma > 0 else 0.0
-            ratios.append(0.5 * ahead / (_half_log_snr(t) - _half_log_snr(before)))
-
-        def move(
-            denoise: Denoise, i: int, x: Tensor, noise: Noise, memory: Any
-        ) -> tuple[Tensor, Any]:
-            x0 = denoise(x, levels[i]).x0
-            if ratios[i] == 0:
-                return blend(scales[i], x, weights[i], x0), x0
-            x = blend(scales[i], x, weights[i] * (1 + ratios[i]), x0)
-            return x.sub_(memory, alpha=weights[i] * ratios[i]), x0
-
-        return move
-
-    def evaluations(self, steps: int) -> int:
-        return steps
-
-
-def _half_log_snr(level: Level) -> float:
-    return math.log(level.alpha / level.sigma) if level.alpha > 0 else -math.inf
-
-
 def _alphas(levels: Levels) -> list[float]:
     return [float(level.alpha) for level in levels]
 

@@ -2,6 +2,7 @@
 
 from ornstein.diffusion.grid import Karras
 from ornstein.diffusion.model import Diffusion
+from ornstein.diffusion.multistep import Multistep
 from ornstein.diffusion.prediction import EDM
 from ornstein.diffusion.process import VE
 from ornstein.diffusion.sampling import Sampling
@@ -22,5 +23,5 @@ RECIPE = Recipe(
     objective=Denoising(levels=LogNormal(mean=-0.8, std=1.2)),
     # A minute is some thousand cheap steps: a high rate that falls to zero, and a short average.
     optim=Optim(lr=3e-3, batch=64, minutes=0.85, warmup=5_000, averages=(Power(width=0.07),)),
-    generation=Sampling(grid=Karras(), steps=20),
+    generation=Sampling(step=Multistep(order=2, clock="log_snr"), grid=Karras(), steps=20),
 )
