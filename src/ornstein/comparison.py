@@ -61,7 +61,11 @@ class Row(NamedTuple):
             for name, value in self.how.step.model_dump(exclude_defaults=True).items()
             if name != "kind"
         }
-        inside = ", ".join(f"{name} {value:g}" for name, value in changed.items())
+        changed.pop("rows", None)  # of a learned solver, some dozens of numbers
+        inside = ", ".join(
+            f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}"
+            for name, value in changed.items()
+        )
         return f"{self.how.step.kind}{f' ({inside})' if inside else ''} on {self.how.grid.kind}"
 
 

@@ -9,6 +9,7 @@
                 averages/         power averages set aside, where optim.snapshots asks for them
                 previews/         pictures at fixed seeds
                 scores.json       what `evaluate` found
+                tuned/            samplers that `tune` has fitted, by evaluations
 
     run.train()   run.generate(n, seed)   run.likelihood(batch)   run.preview()   run.scores(n)
 
@@ -66,6 +67,8 @@ from ornstein.scores import Made, Scores, Split
 from ornstein.settings import difference, resolve
 from ornstein.trackers import Following, Tracker
 from ornstein.training import Event, Learner, TrainState, reshard, train
+from ornstein.tuned import Tuned
+from ornstein.tuned import read as read_tuned
 from ornstein.yamltree import show
 
 UNLIKE = 0.1  # the share of an average's weighting that may be missing when it is made of others
@@ -660,6 +663,13 @@ class Run:
                 text = result.model_dump_json()
         told = ranks.text_from_lead(text)
         return result if ranks.leads() else Scores.model_validate_json(told)
+
+    def tuned(self, evaluations: int) -> Tuned | None:
+        """What `ornstein tune` has kept for so many evaluations, if it has; see `tuning`.
+
+        Raises: CheckpointError where the record is damaged.
+        """
+        return read_tuned(self.path, evaluations)
 
     # Parts
 

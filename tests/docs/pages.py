@@ -13,6 +13,8 @@ ENGLISH = (
     "docs/data.md",
     "docs/measuring.md",
     "docs/scores.md",
+    "docs/samplers.md",
+    "docs/restoring.md",
     "docs/reliability.md",
     "docs/scaling.md",
     "docs/notation.md",

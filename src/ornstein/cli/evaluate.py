@@ -27,6 +27,7 @@ def evaluate(
     n: Annotated[int, Parameter(name=["--number", "-n"])] = 1000,
     seed: int = 0,
     steps: int | None = None,
+    nfe: int | None = None,
     average: str = "",
     extractor: str = "",
     split: Literal["train", "held_out"] = "train",
@@ -49,6 +50,9 @@ def evaluate(
         Seed of the samples, and of what they are compared with.
     steps: int
         Steps of the sampler.
+    nfe: int
+        Evaluations of the network for a sample: by what `ornstein tune` has fitted for so many, or
+        by the default solver.
     average: str
         Which average of the weights; "none" for the last weights.
     extractor: str
@@ -67,13 +71,13 @@ def evaluate(
         The folder of all runs.
     """
     from ornstein.cli.carry import say
-    from ornstein.cli.request import generation
+    from ornstein.cli.request import budgeted
     from ornstein.cli.together import together
     from ornstein.run import Run
 
     def work() -> None:
         opened = Run.open(run, runs)
-        chosen, _ = generation(opened.recipe.generation, steps, overrides)
+        chosen, _ = budgeted(opened, nfe, steps, overrides, average)
         if Path(extractor).is_file():
             say(
                 "the FID network looks at the data and the samples, a few images a second without "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ornstein import fsops
 from ornstein.data.sources import recognise
@@ -13,6 +13,9 @@ from ornstein.errors import ConfigError, DataError, quote
 from ornstein.recipe import Recipe, named, names
 from ornstein.sentences import like_path, paths
 from ornstein.settings import Resolved, load_yaml, resolve
+
+if TYPE_CHECKING:
+    from ornstein.run import Run
 
 
 class Request(NamedTuple):
@@ -92,6 +95,28 @@ def generation(
     words = [] if steps is None else [f"steps={steps}"]
     words += [word.removeprefix("generation.") for word in overrides]
     return (resolve(Sampling, base, None, words).value, True) if words else (base, False)
+
+
+def budgeted(
+    run: Run, nfe: int | None, steps: int | None, overrides: Sequence[str], average: str
+) -> tuple[Sampling, bool]:
+    """`generation` of a run, or where `nfe` is given the sampler for so many evaluations, said on
+    standard error. Raises: ConfigError where step, grid or steps are given as well."""
+    if nfe is None:
+        return generation(run.recipe.generation, steps, overrides)
+    keys = [word.removeprefix("generation.").partition("=")[0] for word in overrides]
+    given = ["--steps"] if steps is not None else []
+    given += [key for key in keys if key.partition(".")[0] in ("step", "grid", "steps")]
+    if given:
+        raise ConfigError(
+            f"--nfe chooses step, grid and steps; leave {given[0]} out, or leave --nfe out"
+        )
+    from ornstein.cli.progress import show
+    from ornstein.tuning import at_budget
+
+    found, sentence = at_budget(run, nfe, average)
+    show(sentence)
+    return generation(found, None, overrides)[0], True
 
 
 def _is_data(word: str) -> bool:

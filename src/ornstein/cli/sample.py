@@ -14,6 +14,7 @@ def sample(
     n: Annotated[int, Parameter(name=["--number", "-n"])] = 64,
     seed: int = 0,
     steps: int | None = None,
+    nfe: int | None = None,
     out: Path | None = None,
     save: Literal["grid", "png", "npz", "gif", "all"] = "grid",
     average: str = "",
@@ -34,6 +35,9 @@ def sample(
         Seed of the samples.
     steps: int
         Steps of the sampler.
+    nfe: int
+        Evaluations of the network for a sample: by what `ornstein tune` has fitted for so many, or
+        by the default solver.
     out: Path
         Where to write; by default the folder `samples` of the run.
     save: Literal["grid", "png", "npz", "gif", "all"]
@@ -52,14 +56,14 @@ def sample(
     import numpy as np
 
     from ornstein import fsops, pictures, ranks
-    from ornstein.cli.request import generation
+    from ornstein.cli.request import budgeted
     from ornstein.cli.together import together
     from ornstein.errors import ConfigError
     from ornstein.run import Run
 
     def work() -> None:
         opened = Run.open(run, runs)
-        chosen, changed = generation(opened.recipe.generation, steps, overrides)
+        chosen, changed = budgeted(opened, nfe, steps, overrides, average)
         how = f"seed{seed}" + (f"-{average}" if average else "")
         if changed:
             digest = hashlib.sha256(chosen.model_dump_json().encode()).hexdigest()[:6]
