@@ -42,7 +42,7 @@ def ours(batch: int) -> dict[str, float]:
 
     from ornstein.diffusion.denoiser import Denoiser, bind
     from ornstein.diffusion.grid import LogSNR
-    from ornstein.diffusion.multistep import Multistep
+    from ornstein.diffusion.multistep import Multistep, Suited
     from ornstein.diffusion.prediction import EDM, Eps
     from ornstein.diffusion.process import VE, VP
     from ornstein.diffusion.steps import Ancestral, Heun, Jump
@@ -53,6 +53,7 @@ def ours(batch: int) -> dict[str, float]:
         def forward(self, x, label, cond):  # type: ignore[no-untyped-def]
             return x
 
+    two = Multistep(order=2, clock="log_snr")
     found = {}
     x, noise = torch.randn(batch, *SHAPE), Noise.of(0, "steps", batch)
     for family, process, target in (
@@ -62,7 +63,7 @@ def ours(batch: int) -> dict[str, float]:
         denoise = bind(Denoiser(Free(), process, target, sigma_data=0.5))
         levels = LogSNR()(process, STEPS)
         for step, order in (
-            (Jump(), 1), (Jump(eta=1.0), 1), (Ancestral(), 1), (Heun(), 2), (Multistep(), 2)
+            (Jump(), 1), (Jump(eta=1.0), 1), (Ancestral(), 1), (Heun(), 2), (two, 2), (Suited(), 4)
         ):  # fmt: skip
             name = f"{step.kind}{'(1)' if step == Jump(eta=1.0) else ''}, {family}, order {order}"
 
