@@ -42,6 +42,7 @@ MOST = 30  # evaluations: with more, known solvers come near enough
 VALUES = 2**13  # of all starts together, about
 STARTS = 64, 512  # at least and at most
 MANY = 10_000  # starts, for which memory and patience are there
+COMPARED = 32  # starts by which fixed solvers are ranked
 FINALISTS = 3  # fixed solvers that are measured on unseen starts, beside the default
 
 
@@ -114,18 +115,21 @@ def _tuned(
     begun = time.monotonic()
     known = fixed(flow, evaluations)
     yield Step(evaluations, f"comparing {len(known)} solvers")
+    some = seen.part(slice(COMPARED))
     errors = {
-        name: float(distance(flow.end(how, seen.z), seen.end).mean()) for name, how in known.items()
+        name: float(distance(flow.end(how, some.z), some.end).mean()) for name, how in known.items()
     }
     ranked = sorted(known, key=lambda name: errors[name])
     first = _first([known[name] for name in ranked], flow)
-    last, clock, cut = Round(0, first, math.nan), time.monotonic(), False
+    last, cut = Round(0, first, math.nan), False
+    clock = time.monotonic()
+    longest, comparing = 0.0, clock - begun  # what comparing took, judging takes about twice
     for last in fitted(flow, seen, first):
         yield Step(evaluations, f"round {last.rounds}", last.error)
         now = time.monotonic()
-        if cut := now - begun + (now - clock) > seconds:
+        longest, clock = max(longest, now - clock), now
+        if cut := now - begun + longest + 2 * comparing > seconds:
             break
-        clock = now
     tried = {name: known[name] for name in (*ranked[:FINALISTS], DEFAULT)}
     tried[FITTED] = last.solver.sampling(flow.process)
     said = verdict(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ornstein.diffusion.denoiser import Denoiser, bind
 from ornstein.diffusion.grid import LogSNR, Trailing
 from ornstein.diffusion.levels import CLEAN, level_at, level_of_log_snr
-from ornstein.diffusion.multistep import Multistep
+from ornstein.diffusion.multistep import Multistep, Suited
 from ornstein.diffusion.oracle import Mixture
 from ornstein.diffusion.process import VP, drift_diffusion
 from ornstein.diffusion.steps import Ancestral, Heun, Jump, Renoise
@@ -39,10 +39,10 @@ STEPS = {
     "ancestral": Ancestral(spread=0.6),
     "renoise": Renoise(),
     "heun": Heun(),
-    "multistep": Multistep(),
+    "suited": Suited(),
     "stochastic_heun": StochasticHeun(),
 }
-DETERMINISTIC = ("ddim", "heun", "multistep")
+DETERMINISTIC = ("ddim", "heun", "suited")
 
 
 def start_of(level, n=3, dim=3, seed=0, dtype=torch.float64):
