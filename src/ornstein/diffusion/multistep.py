@@ -146,7 +146,8 @@ class Multistep(Choice):
     """One evaluation a step, and the polynomial through those before: of order `order` where the
     grid is smooth, and lower at its start, where less is known.
 
-    DPM-Solver++ is field=x0 clock=log_snr, DEIS and ε-Adams-Bashforth in log σ are field=eps
+    DPM-Solver++ is field=x0 clock=log_snr (2M as published takes a simpler weight of the same order
+    for its second; here it is exact), DEIS and ε-Adams-Bashforth in log σ are field=eps
     clock=log_snr, `lms` is field=eps clock=ratio, UniPC is corrector=true in either. With η > 0
     the reverse SDE with η times the noise of eq 1.20 is solved (SDE-DPM-Solver++), in data form.
     """
