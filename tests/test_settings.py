@@ -367,7 +367,7 @@ def test_text_is_read_by_the_type_of_its_field(override, expected, write):
         ),
         (
             "guide.sigma_max=3",
-            "guide needs a kind (command line); write guide=KIND, one of explicit, karras, "
+            "guide needs a kind (command line); write guide=KIND, one of budget, explicit, karras, "
             "leading, log_snr, trailing, uniform",
         ),
         (
