@@ -261,8 +261,8 @@ def edited(
     a, b = run.info.affine(run.recipe.objective.range)
 
     def one(part: Tensor, noise: Noise) -> Tensor:
-        denoise = how.denoise(model, info)
-        *_, last = sdedit(denoise, model.process, levels, how.step, part, strength, noise)
+        denoise, step = how.denoise(model, info), how.measured_step(info)
+        *_, last = sdedit(denoise, model.process, levels, step, part, strength, noise)
         return last.x
 
     guide = torch.from_numpy(x * a + b).float()
@@ -317,7 +317,7 @@ def _restored(
     """A sample of p(x | y) for each y, at the model's scale."""
     info = run.recipe.at_model_scale(run.info)
     levels = how.levels(model.process, info)
-    denoise, step = bind(model), cast("SamplerStep", how.step)
+    denoise, step = bind(model), cast("SamplerStep", how.measured_step(info))
     measurement = problem.measurement
     if method == "reverse":
         levels = _levels_below(how, model, info, _time_of(model, measurement.std))

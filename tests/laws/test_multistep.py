@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,13 @@ import torch
 from scipy import integrate
 
 from ornstein.diffusion.grid import Budget, LogSNR, Uniform
+from ornstein.diffusion.langevin import Corrected
 from ornstein.diffusion.levels import CLEAN, level_at, level_of_log_snr
 from ornstein.diffusion.multistep import Multistep, Singlestep, Suited
 from ornstein.diffusion.oracle import gaussian
 from ornstein.diffusion.prediction import Prediction
 from ornstein.diffusion.process import VP
+from ornstein.diffusion.sampling import Sampling
 from ornstein.diffusion.steps import Jump
 from ornstein.diffusion.walk import sample
 from ornstein.errors import ConfigError
@@ -24,6 +28,7 @@ from tests.helpers import (
     ANY,
     PROCESSES,
     SPACINGS,
+    Given,
     NoNoise,
     constant,
     f64,
@@ -311,6 +316,34 @@ def test_with_noise_of_the_sde_order_one_is_ancestral():
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_the_drift_of_the_sde_is_integrated_exactly(eta):
+    """d(x α^κ/σ^{1+κ}) = x̂0 d(1/r)^{1+κ}, κ = η², where x̂0 is a polynomial in the clock, against
+    adaptive quadrature; and its noise is σ_s √(1 − (r_s/r_t)^{2κ})."""
+    levels, kappa = LogSNR(sigma_min=0.05, sigma_max=20)(VP(), 9)[:-1], eta**2
+    move = Multistep(order=3, clock="log_snr", eta=eta).along(VP(), levels)
+
+    def f(r):
+        return 0.4 - 0.3 * math.log(r) + 0.1 * math.log(r) ** 2
+
+    x, memory = f64([[0.7], [0.7]]), None
+    for i, (t, s) in enumerate(itertools.pairwise(levels)):
+        before = x[0].item()
+        x, memory = move(saying("x0", f), i, x, Given(f64([[0.0], [1.0]])), memory)
+        if i >= 2:
+            ends = 1 / ratio(t), 1 / ratio(s)
+            area = integrate.quad(lambda q: f(1 / q) * (1 + kappa) * q**kappa, *ends, epsrel=1e-12)[
+                0
+            ]
+            start = before * t.alpha**kappa / t.sigma ** (1 + kappa)
+            expected = s.sigma ** (1 + kappa) / s.alpha**kappa * (start + area)
+            assert x[0].item() == pytest.approx(expected, rel=1e-9)
+            std = s.sigma * math.sqrt(1 - (ratio(s) / ratio(t)) ** (2 * kappa))
+            assert (x[1] - x[0]).item() == pytest.approx(std, rel=1e-9)
+        x = x[:1].repeat(2, 1)
+        memory = tuple(m[:1].repeat(2, 1) for m in memory)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_the_sde_keeps_the_marginals(eta):
     """Of Gaussian data: the covariance at the last noisy level converges to the true one, for any
     share of noise, at order 1 or better in the number of steps."""
@@ -381,6 +414,16 @@ def test_starts_from_pure_noise():
 def test_the_sde_is_in_data_form():
     with pytest.raises(ValueError, match="needs field=x0"):
         Multistep(eta=1.0, field="eps")
+
+
+def test_a_sampler_tells_its_step_the_spread_of_the_data():
+    """Where it is not given, and to the predictor of a corrected step as well."""
+    info: Any = SimpleNamespace(std=0.3)
+    assert Sampling().measured_step(info) == Suited(sigma_data=0.3)
+    assert Sampling(step=Suited(sigma_data=2.0)).measured_step(info) == Suited(sigma_data=2.0)
+    assert Sampling(step=Jump()).measured_step(info) == Jump()
+    corrected = Sampling(step=Corrected(predictor=Multistep())).measured_step(info)
+    assert corrected == Corrected(predictor=Multistep(sigma_data=0.3))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 20, 200])

@@ -84,6 +84,10 @@ class Sampling(Choice):
         steps = self.steps or levels_of(process, math.prod(info.shape))
         return _measured(self.grid, info)(process, steps)
 
+    def measured_step(self, info: DataInfo) -> Step:
+        """The step, with the spread σ_d of the data at the model's scale where it asks for it."""
+        return _measured(self.step, info)
+
     def fitted(self, process: NoisingProcess, info: DataInfo, trained: int | None) -> Self:
         """This choice with what follows from the noise levels filled in: their number (`trained`,
         of training levels, where that is known) and the size of Langevin steps."""
@@ -107,7 +111,7 @@ class Sampling(Choice):
         x = scale * noise.child("start").normal(0, info.shape)
         yield x
         denoise = self.denoise(model, info)
-        step = _measured(self.step, info)
+        step = self.measured_step(info)
         for state in sample(denoise, model.process, levels, step, x, noise.child("steps")):
             yield state.x
 
