@@ -24,10 +24,12 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 import ornstein.cli as cli
+from ornstein.autoencoders.bottlenecks import FSQ
 from ornstein.choice import Choice, by_kind, elements, members
 from ornstein.cli import COMMANDS
 from ornstein.diffusion.grid import Explicit
 from ornstein.errors import ConfigError
+from ornstein.nn.codecnets import Conv, Dense
 from ornstein.nn.networks import UNet
 from ornstein.objectives.denoising import Denoising
 from ornstein.objectives.score_matching import ScoreMatching
@@ -72,6 +74,9 @@ SHAPED: dict[tuple[type[Choice], str], st.SearchStrategy[Any]] = {
     (Optim, "betas"): st.lists(kinds_of_unit, min_size=2, max_size=2),
     (UNet, "channels"): st.lists(st.integers(1, 8192), min_size=1, max_size=5),
     (UNet, "attention"): st.lists(st.sampled_from([1, 2, 4]), max_size=3),
+    (Dense, "hidden"): st.lists(st.integers(1, 65536), max_size=4),
+    (Conv, "channels"): st.lists(st.integers(1, 8192), min_size=1, max_size=5),
+    (FSQ, "levels"): st.lists(st.integers(2, 4096), min_size=1, max_size=5),
     (Denoising, "range"): ranges,
     (ScoreMatching, "range"): ranges,
 }

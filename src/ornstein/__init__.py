@@ -7,6 +7,13 @@ import importlib
 from typing import Any
 
 _HOME = {
+    "ornstein.autoencoders.bottlenecks": ("FSQ", "VQ", "Gaussian", "Plain", "TopK"),
+    "ornstein.autoencoders.codec": ("Code", "Codec"),
+    "ornstein.autoencoders.corruption": ("GaussianNoise", "Masking", "SaltAndPepper"),
+    "ornstein.autoencoders.decoding": ("Decoding",),
+    "ornstein.autoencoders.likelihoods": ("Bernoulli", "Logistic", "Normal"),
+    "ornstein.autoencoders.model": ("Autoencoder",),
+    "ornstein.autoencoders.penalties": ("Contraction", "Sparsity"),
     "ornstein.choice": ("Choice", "RunRef"),
     "ornstein.data.info": ("Batch", "DataInfo", "Dataset"),
     "ornstein.data.augment": ("Augment",),
@@ -49,9 +56,11 @@ _HOME = {
     "ornstein.diffusion.walk": ("sample",),
     "ornstein.errors": ("ConfigError", "DataError", "OrnsteinError"),
     "ornstein.nats": ("Likelihood", "Nats", "bits_per_dim"),
+    "ornstein.nn.codecnets": ("Conv", "Dense"),
     "ornstein.nn.cond": ("Cond",),
     "ornstein.nn.networks": ("MLP", "UNet"),
     "ornstein.noise": ("Noise",),
+    "ornstein.objectives.autoencoding": ("Autoencoding", "Beta", "Capacity", "Constrained"),
     "ornstein.objectives.base": ("Context", "Loss"),
     "ornstein.objectives.denoising": (
         *("SNR", "VLB", "EDMWeight", "MinSNR", "Simple", "TruncatedSNR"),

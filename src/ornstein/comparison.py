@@ -25,7 +25,7 @@ from ornstein.scores import Estimate, Scores, read
 from ornstein.strips import stacked, strips
 
 if TYPE_CHECKING:
-    from ornstein.diffusion.sampling import Sampling
+    from ornstein.recipe import Drawing
     from ornstein.run import Run
 
 STRIP = 10  # samples of each row in the picture
@@ -48,7 +48,7 @@ class Row(NamedTuple):
     """A run and a sampler. scores: None where there are none, and `error` says why."""
 
     run: Run
-    how: Sampling
+    how: Drawing
     state: str
     scores: Scores | None
     error: OrnsteinError | None = None
@@ -56,21 +56,11 @@ class Row(NamedTuple):
     @property
     def sampler(self) -> str:
         """The sampler in a word or two, without its number of steps."""
-        changed = {
-            name: value
-            for name, value in self.how.step.model_dump(exclude_defaults=True).items()
-            if name != "kind"
-        }
-        changed.pop("rows", None)  # of a learned solver, some dozens of numbers
-        inside = ", ".join(
-            f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}"
-            for name, value in changed.items()
-        )
-        return f"{self.how.step.kind}{f' ({inside})' if inside else ''} on {self.how.grid.kind}"
+        return self.how.words
 
 
 def compared(
-    pairs: Iterable[tuple[Run, Sampling]], asked: Asked, fresh: bool = False
+    pairs: Iterable[tuple[Run, Drawing]], asked: Asked, fresh: bool = False
 ) -> Iterator[Row]:
     """A row for each run and sampler, in order; what cannot be measured says why.
 
@@ -104,7 +94,7 @@ def state_of(run: Run) -> str:
     return progress(run.path, run.total).state
 
 
-def stored(run: Run, how: Sampling, asked: Asked) -> Scores | None:
+def stored(run: Run, how: Drawing, asked: Asked) -> Scores | None:
     """The newest record of the run that answers the same question, if there is one."""
     weights = run.weights(asked.average)
     eye = extractor_for(run.dataset, 0, cache_folder(), asked.extractor, run.device)

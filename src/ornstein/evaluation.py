@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ornstein.data.info import Dataset
+from ornstein.data.info import DataInfo, Dataset
 from ornstein.errors import ConfigError
 from ornstein.features.base import Extractor
 from ornstein.features.stored import Stored, kept
@@ -42,6 +42,7 @@ from ornstein.metrics.frechet import Gaussian, fit, frechet
 from ornstein.metrics.kernel import kernel_distance, mean_kernel
 from ornstein.metrics.memorisation import memorisation, memorisation_threshold
 from ornstein.metrics.neighbours import NEIGHBOURS, manifold
+from ornstein.metrics.reconstruction import MOST, low_of, psnr, span_of, ssim
 from ornstein.nats import Nats, bits_per_dim
 from ornstein.noise import Noise, permutation
 from ornstein.scores import (
@@ -54,6 +55,7 @@ from ornstein.scores import (
     Made,
     Metric,
     Protocol,
+    Reconstruction,
     Scores,
     Split,
 )
@@ -192,6 +194,18 @@ def score(
         metrics=metrics,
         baselines=reference.baselines,
         classes=None if extractor.published else _classes(extractor.probabilities(features)),
+    )
+
+
+def reconstruction_of(x: np.ndarray, said: np.ndarray, info: DataInfo) -> Reconstruction:
+    """How well images `said` [N, *shape] repeat held-out images x, both in native values."""
+    span = span_of(info)
+    ratio, alike = psnr(said, x, span).clamp(max=MOST), ssim(said, x, span, low_of(info))
+    return Reconstruction(
+        psnr=estimate(float(ratio.mean()), ratio),
+        ssim=estimate(float(alike.mean()), alike),
+        count=len(x),
+        split="held_out",
     )
 
 

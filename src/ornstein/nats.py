@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Nats(NamedTuple):
     """parts: what −log p(x), or a bound on it, is the sum of; by name, in nats, float64 [B].
     exact: whether it is −log p(x) itself, up to numerical error, and no bound. error: the standard
-    error [B] of each sample's total, where random probes estimate a part and say how well."""
+    error [B] of each sample's total, where random probes or draws estimate a part and say how
+    well."""
 
     parts: Mapping[str, Tensor]
     exact: bool

@@ -28,6 +28,7 @@ from ornstein.data.images import scan
 from ornstein.data.info import BadFile, DataInfo, Fit
 from ornstein.diffusion.measurements import Blur, Downsample, Grey, Mask, Measurement, Operator
 from ornstein.errors import ConfigError, DataError, nearest, quote
+from ornstein.metrics.reconstruction import span_of
 from ornstein.noise import permutation
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def problem(
                 f"or write --task {owners[name]}"
             )
     if noise is None:
-        noise = NOISE.get(task, LITTLE) * span(run.info)
+        noise = NOISE.get(task, LITTLE) * span_of(run.info)
     if not (noise >= 0 and math.isfinite(noise)):
         raise ConfigError(f"--noise is a standard deviation of at least 0, got {noise:g}")
     if task == "denoise" and noise == 0:
@@ -252,12 +253,6 @@ def _drawn(word: str, size: tuple[int, int]) -> Tensor:
 
 
 # ── Images to work on.
-
-
-def span(info: DataInfo) -> float:
-    """The largest less the smallest possible value; of data without a range, the width within
-    which nearly all values of a Gaussian of its deviation lie, 6 of them."""
-    return 6 * info.std if info.range is None else info.range[1] - info.range[0]
 
 
 def held_out(run: Run, n: int, seed: int = 0) -> Inputs:

@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self, TypeVar, runtime_checkable
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from ornstein.autoencoders.decoding import Decoding
+from ornstein.autoencoders.model import Autoencoder
 from ornstein.choice import Choice, Load
 from ornstein.data.augment import Augment
 from ornstein.data.info import DataInfo, Measure
@@ -26,6 +28,7 @@ from ornstein.data.sources import Data, Digits
 from ornstein.diffusion.model import Diffusion
 from ornstein.diffusion.sampling import Sampling
 from ornstein.errors import CheckpointError, ConfigError, nearest, of_section
+from ornstein.objectives.autoencoding import Autoencoding
 from ornstein.objectives.denoising import Denoising, Gridded
 from ornstein.objectives.score_matching import ScoreMatching
 from ornstein.objectives.variational import Hybrid, Variational
@@ -56,16 +59,31 @@ class Generation(Protocol):
 
 @runtime_checkable
 class Latent(Protocol):
-    """A way of generating that is a function of noise, and one that can be undone."""
+    """A way of generating that is a function of latents, and one that can be undone."""
+
+    def latent(self, model: Any, info: DataInfo) -> tuple[int, ...]:
+        """The shape of the latents of one sample."""
 
     def encode(self, model: Any, info: DataInfo, x: Tensor) -> Tensor:
-        """The noise z [B, *shape] from which x, at the model's scale, is drawn."""
+        """The latents z [B, *latent] from which x, at the model's scale, is drawn."""
 
     def decode(self, model: Any, info: DataInfo, z: Tensor) -> Tensor:
         """What is drawn from z, at the model's scale."""
 
 
-Objective = Annotated[Denoising | ScoreMatching | Hybrid | Variational, Field(discriminator="kind")]
+@runtime_checkable
+class Reconstructs(Protocol):
+    """A way of generating by a model that can say back what it was shown, with some loss."""
+
+    def reconstruct(self, model: Any, info: DataInfo, x: Tensor) -> Tensor:
+        """What is left of x [B, *info.shape], both at the model's scale."""
+
+
+Model = Annotated[Diffusion | Autoencoder, Field(discriminator="kind")]
+Objective = Annotated[
+    Denoising | ScoreMatching | Hybrid | Variational | Autoencoding, Field(discriminator="kind")
+]
+Drawing = Annotated[Sampling | Decoding, Field(discriminator="kind")]
 
 
 class Recipe(Choice):
@@ -83,12 +101,30 @@ class Recipe(Choice):
     )
     data: Data = Digits()
     augment: Augment = Augment()
-    model: Diffusion = Diffusion()
+    model: Model = Diffusion()
     objective: Objective = Denoising()
     optim: Optim = Optim(samples=1_000_000)
-    generation: Sampling = Sampling()
-    preview: Sampling | None = None
+    generation: Drawing = Sampling()
+    preview: Drawing | None = None
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _of_one_family(self) -> Self:
+        families = [
+            ("model", isinstance(self.model, Autoencoder), "autoencoder", "diffusion"),
+            ("objective", isinstance(self.objective, Autoencoding), "autoencoding", "denoising"),
+            ("generation", isinstance(self.generation, Decoding), "decoding", "sampling"),
+            ("preview", isinstance(self.preview, Decoding), "decoding", "sampling"),
+        ]
+        wanted = families[0][1]
+        for section, codec, yes, no in families:
+            if codec != wanted and getattr(self, section) is not None:
+                raise ValueError(
+                    f"a model of the kind {self.model.kind!r} does not go with "
+                    f"{section}.kind={getattr(self, section).kind}; write "
+                    f"{section}.kind={yes if wanted else no}"
+                )
+        return self
 
     def fitted(self, info: DataInfo, farthest: Measure | None = None) -> Self:
         """The recipe with what it left to the data filled in: parts of the model, and then what
@@ -131,7 +167,7 @@ class Recipe(Choice):
             torch.default_generator.manual_seed(
                 int(Noise.of(self.seed, "initial weights", 1).bits(0, 1))
             )
-            model = self.model.build(scaled, load)
+            model: Any = self.model.build(scaled, load)
             with of_section("objective"):
                 objective = self.objective.build(model, scaled, load)
             return Learner(model, objective)

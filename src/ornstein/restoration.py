@@ -40,14 +40,16 @@ from ornstein.diffusion.sdedit import below, sdedit
 from ornstein.diffusion.steps import Jump
 from ornstein.diffusion.walk import SamplerStep, sample
 from ornstein.errors import ConfigError, DataError, NumericsError, OutOfMemory, nearest, quote
+from ornstein.metrics.reconstruction import MOST, psnr, span_of
 from ornstein.noise import Noise
-from ornstein.problems import Problem, span
+from ornstein.problems import Problem
 from ornstein.strips import GAP, strips
 
 if TYPE_CHECKING:
     from ornstein.data.info import DataInfo
     from ornstein.diffusion.denoiser import Denoiser
     from ornstein.diffusion.grid import Levels
+    from ornstein.recipe import Drawing
     from ornstein.run import Run
 
 Method = Literal["mmps", "pigdm", "dps", "repaint", "reverse"]
@@ -92,12 +94,9 @@ class Restored(NamedTuple):
         Raises: ConfigError where the truth is not known."""
         if self.truth is None:
             raise ConfigError("these images were degraded before; what they were is not known")
-        extra = x.ndim - self.truth.ndim
-        truth = self.truth.reshape(len(self.truth), *[1] * extra, *self.truth.shape[1:])
-        size = tuple(range(1 + extra, x.ndim))
-        errors = np.square(x - truth).mean(axis=size)
-        decibels = 10 * np.log10(self.span**2 / np.maximum(errors, 1e-12 * self.span**2))
-        return np.asarray(decibels.reshape(len(x), -1).mean(axis=1))
+        truth = self.truth.repeat(x.size // self.truth.size, axis=0)  # one for each draw
+        decibels = psnr(x.reshape(truth.shape), truth, self.span).clamp(max=MOST)
+        return np.asarray(decibels.view(len(x), -1).mean(dim=1).numpy())
 
     @property
     def best(self) -> str | None:
@@ -227,7 +226,7 @@ def restored(
         {name: native(run, x) for name, x in baselines(run, problem, y).items()},
         None if once is None else native(run, once),
         truth,
-        span(run.info),
+        span_of(run.info),
     )
 
 
@@ -238,7 +237,7 @@ def edited(
     *,
     draws: int = 3,
     seed: int = 0,
-    generation: Sampling | None = None,
+    generation: Drawing | None = None,
     average: str = "",
     batch: int = BATCH,
     progress: Callable[[int, int], None] | None = None,

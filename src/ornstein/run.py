@@ -62,7 +62,7 @@ from ornstein.nats import Likelihood, Nats
 from ornstein.noise import Noise, permutation
 from ornstein.optim import WIDTHS
 from ornstein.prepare import check, concrete, default_device, doubts, measured, pinned
-from ornstein.recipe import Generation, Latent, Recipe, stored
+from ornstein.recipe import Generation, Latent, Recipe, Reconstructs, stored
 from ornstein.scores import Made, Scores, Split
 from ornstein.settings import difference, resolve
 from ornstein.trackers import Following, Tracker
@@ -499,7 +499,7 @@ class Run:
         how = generation or self.recipe.generation
         if not isinstance(how, Likelihood):
             raise ConfigError(f"runs that generate by {_kind(how)!r} offer no likelihood")
-        self._check_shape(x, batch, "a likelihood is of native values")
+        self._check_shape(x, batch, "a likelihood is of native values", self.info.shape)
         checkpoint, learner = self._load(average)
         self._same_for_all(checkpoint)
         model: Any = learner.model
@@ -533,8 +533,9 @@ class Run:
         average: str = "",
         batch: int = 64,
     ) -> np.ndarray:
-        """The latents float32 [n, *shape] of native values x, where generation has any: the noise
-        from which it draws them, N(0, I) for samples of the model's own. `decode` undoes it.
+        """The latents float32 [n, *latent] of native values x, where generation has any: the noise
+        from which it draws them, N(0, I) for samples of the model's own, or their codes. `decode`
+        undoes it.
 
         Raises: ConfigError where this way of generating has no latents.
         """
@@ -542,7 +543,7 @@ class Run:
         how = generation or self.recipe.generation
         if not isinstance(how, Latent):
             raise ConfigError(f"runs that generate by {_kind(how)!r} have no latents")
-        self._check_shape(x, batch, "encoded are native values")
+        self._check_shape(x, batch, "encoded are native values", self.info.shape)
         info = self.recipe.at_model_scale(self.info)
         a, b = self.info.affine(self.recipe.objective.range)
         found = []
@@ -559,23 +560,53 @@ class Run:
         average: str = "",
         batch: int = 64,
     ) -> np.ndarray:
-        """What is drawn from latents z [n, *shape], in the data's native values; see `encode`."""
+        """What is drawn from latents z [n, *latent], in the data's native values; see `encode`."""
         model: Any = self._load(average)[1].model
         how = generation or self.recipe.generation
         if not isinstance(how, Latent):
             raise ConfigError(f"runs that generate by {_kind(how)!r} have no latents")
-        self._check_shape(z, batch, "decoded are latents")
         info = self.recipe.at_model_scale(self.info)
+        self._check_shape(z, batch, "decoded are latents", how.latent(model, info))
         found = []
         for start in range(0, len(z), batch):
             part = torch.from_numpy(z[start : start + batch]).to(self.device, torch.float32)
             found.append(self.native(how.decode(model, info, part)))
         return np.concatenate(found)
 
-    def _check_shape(self, x: np.ndarray, batch: int, what: str) -> None:
-        if tuple(x.shape[1:]) != self.info.shape or len(x) < 1 or batch < 1:
+    def reconstruct(
+        self,
+        x: np.ndarray,
+        *,
+        generation: Generation | None = None,
+        average: str = "",
+        batch: int = 64,
+    ) -> np.ndarray:
+        """What the model says back of native values x [n, *shape], in native values.
+
+        Raises: ConfigError where it is no autoencoder.
+        """
+        model: Any = self._load(average)[1].model
+        how = generation or self.recipe.generation
+        if not isinstance(how, Reconstructs):
+            raise ConfigError(f"runs that generate by {_kind(how)!r} reconstruct nothing")
+        self._check_shape(x, batch, "reconstructed are native values", self.info.shape)
+        return np.concatenate(
+            [
+                self._reconstructed(model, how, x[start : start + batch])
+                for start in range(0, len(x), batch)
+            ]
+        )
+
+    def _reconstructed(self, model: Any, how: Reconstructs, x: np.ndarray) -> np.ndarray:
+        """One batch of `reconstruct`."""
+        a, b = self.info.affine(self.recipe.objective.range)
+        values = torch.from_numpy(x).to(self.device, torch.float32) * a + b
+        return self.native(how.reconstruct(model, self.recipe.at_model_scale(self.info), values))
+
+    def _check_shape(self, x: np.ndarray, batch: int, what: str, shape: tuple[int, ...]) -> None:
+        if tuple(x.shape[1:]) != shape or len(x) < 1 or batch < 1:
             raise ConfigError(
-                f"{what} [n, {', '.join(map(str, self.info.shape))}], in batches of 1 or more; got "
+                f"{what} [n, {', '.join(map(str, shape))}], in batches of 1 or more; got "
                 f"{list(x.shape)} in batches of {batch}"
             )
 
@@ -620,7 +651,7 @@ class Run:
             raise ConfigError(f"a score needs at least 2 samples, got {n}; write --number 1000")
         if likelihood < 0:
             raise ConfigError(f"a likelihood cannot be of {likelihood} samples; write 0 for none")
-        from ornstein.evaluation import bound_of, reference_for, score
+        from ornstein.evaluation import bound_of, reconstruction_of, reference_for, score
         from ornstein.features.select import extractor_for
 
         path, cache = self.path / "scores.json", cache_folder()
@@ -654,11 +685,17 @@ class Run:
                 x = self.dataset.x[np.sort(unseen[chosen])]
                 nats = self.nats(x, seed, generation=how, average=average, batch=250)
                 bound = bound_of(nats, self.info.shape, "held_out")
+            said = None
+            if isinstance(how, Reconstructs) and len(unseen) and self.info.kind == "image":
+                chosen = permutation(0, "reconstruction", 0, len(unseen))[:n].numpy()
+                x = self.dataset.x[np.sort(unseen[chosen])]
+                said = x, self.reconstruct(x, generation=how, average=average, batch=250)
         text = ""
         with ranks.alike():
             if ranks.leads():
                 result = score(self.dataset, samples, eye, seed, reference, split=split, made=made)
-                result = result.model_copy(update={"likelihood": bound})
+                found = None if said is None else reconstruction_of(*said, self.info)
+                result = result.model_copy(update={"likelihood": bound, "reconstruction": found})
                 records.add(path, result)
                 text = result.model_dump_json()
         told = ranks.text_from_lead(text)
@@ -811,22 +848,31 @@ class Run:
         if state.sharded and getattr(how, "evaluations", 0) is None:
             raise ConfigError(
                 "ranks that share the weights must ask the network alike, which "
-                f"{_kind(how.step)!r} does not; write preview.step=multistep"
+                f"{_kind(getattr(how, 'step', how))!r} does not; write preview.step=multistep"
             )
         try:
             x = self._drawn(learner.model, how, range(n), PREVIEW_SEED, n)
+            columns = None
+            if isinstance(how, Reconstructs) and self.info.kind == "image" and not state.sharded:
+                x, columns = np.concatenate([self._seen_and_said(learner.model, how, n), x]), n
         finally:
             for module, training in modes:
                 module.training = training
             reshard(learner)
         with ranks.alike():
-            self._write_preview(x, state.step)
+            self._write_preview(x, state.step, columns)
 
-    def _write_preview(self, x: np.ndarray, step: int) -> Path:
+    def _seen_and_said(self, model: Any, how: Reconstructs, n: int) -> np.ndarray:
+        """`n` samples of the data, held out where some are, and then their reconstructions."""
+        unseen = self.dataset.held_out if len(self.dataset.held_out) else self.dataset.train
+        x = self.dataset.x[unseen[:n]]
+        return np.concatenate([x, self._reconstructed(model, how, x)])
+
+    def _write_preview(self, x: np.ndarray, step: int, columns: int | None = None) -> Path:
         path = self.path / "previews" / f"step-{step:08d}.png"
         if ranks.leads():
             fsops.make_inside(path.parent)
-            fsops.replace(path, pictures.png(pictures.picture(x, self.info)))
+            fsops.replace(path, pictures.png(pictures.picture(x, self.info, columns)))
         return path
 
     def _log_of_lost_checkpoints(self) -> bool:

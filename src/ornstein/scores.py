@@ -9,6 +9,7 @@ number without its protocol can neither be compared nor reproduced. A record kee
     baselines    what real data score by the same rule, and one Gaussian fitted to them
     classes      how the samples spread over the classes of the data
     likelihood   bits per dimension, where the model has them
+    reconstruction   what is left of real samples, of an autoencoder
 
 Records are a list in the JSON file `scores.json` of a run. Nothing here imports torch.
 """
@@ -123,8 +124,17 @@ class Bound(Choice):
     split: Split = Field(description="of which split")
     exact: bool = Field(description="−log p itself, up to numerical error, and no bound")
     probes: float | None = Field(
-        None, description="standard error of bits_per_dim from random probes, if known"
+        None, description="standard error of bits_per_dim from random probes or draws, if known"
     )
+
+
+class Reconstruction(Choice):
+    """What an autoencoder leaves of real samples; means over them, native units."""
+
+    psnr: Estimate = Field(description="dB, of each image, within the data's range")
+    ssim: Estimate = Field(description="structural similarity of each image, 1 for the same")
+    count: int = Field(description="real samples")
+    split: Split = Field(description="of which split")
 
 
 class Scores(Choice):
@@ -137,6 +147,7 @@ class Scores(Choice):
     baselines: dict[Baseline, Comparison]
     classes: Classes | None = None
     likelihood: Bound | None = None
+    reconstruction: Reconstruction | None = None
 
     @property
     def frechet(self) -> Estimate:

@@ -37,7 +37,7 @@ from ornstein.data.info import Batch
 from ornstein.errors import ConfigError, NumericsError, OutOfMemory
 from ornstein.nn.layers import Recomputable, key_dropout
 from ornstein.noise import Noise
-from ornstein.objectives.base import AfterStep, Context, Loss, Objective
+from ornstein.objectives.base import AfterStep, Context, Look, Loss, Objective
 
 if TYPE_CHECKING:
     from ornstein.data.stream import Source
@@ -252,9 +252,11 @@ def _accumulate(job: _Job, batches: list[Batch], parts: list[tuple[int, int]], c
     world = ranks.world()
     sums: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
     bad: list[Tensor] = []
+    totals = _looked(job, batches, parts)
     for i, (batch, (start, stop)) in enumerate(zip(batches, parts, strict=True)):
         batch = batch.to(device)
-        context = _context(state, total, seed, torch.arange(start, stop, device=device))
+        positions = torch.arange(start, stop, device=device)
+        context = _context(state, total, seed, positions)._replace(totals=totals)
         key_dropout(state.learner, context.noise.child("dropout"))
         last = i == len(parts) - 1
         with _exchanging(state, forward, last):
@@ -284,6 +286,30 @@ def _accumulate(job: _Job, batches: list[Batch], parts: list[tuple[int, int]], c
     }
     stats = {n.removeprefix("stats/"): v for n, v in sums.items() if n.startswith("stats/")}
     return _Sums(sums["loss"], metrics, stats, torch.cat(bad))
+
+
+@torch.no_grad()
+def _looked(
+    job: _Job, batches: list[Batch], parts: list[tuple[int, int]]
+) -> dict[str, Tensor] | None:
+    """What the objective has to see of the whole global batch beforehand; None where it need not,
+    or sees it anyway."""
+    state, _, autocast, total, seed, device = job
+    learner = state.learner
+    objective = learner.objective
+    if not isinstance(objective, Look) or not objective.looks:
+        return None
+    if ranks.world() == 1 and len(parts) == 1:
+        return None
+    sums: dict[str, Tensor] = {}
+    for batch, (start, stop) in zip(batches, parts, strict=True):
+        context = _context(state, total, seed, torch.arange(start, stop, device=device))
+        key_dropout(learner, context.noise.child("dropout"))
+        with autocast:
+            found = objective.look(learner.model, batch.to(device), context)
+            for name, value in found.items():
+                _add(sums, name, value)
+    return _summed(sums) if ranks.world() > 1 else sums
 
 
 def _exchanging(state: TrainState, forward: Any, last: bool) -> Any:

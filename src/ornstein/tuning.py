@@ -203,7 +203,9 @@ def at_budget(run: Run, evaluations: int, average: str = "") -> tuple[Sampling, 
                 "write --steps, step and grid instead of --nfe"
             )
         update = {name: getattr(how, name) for name in ("step", "grid", "steps")}
-        own = run.recipe.generation.model_copy(update=update)
+        own = run.recipe.generation
+        assert isinstance(own, Sampling)  # `flow_of` saw to it
+        own = own.model_copy(update=update)
         return own, f"{evaluations} evaluations by the default solver; to fit one: {again}"
     what = "the fitted solver" if found.chosen == FITTED else f"the solver {found.chosen!r}"
     told = f"{evaluations} evaluations by {what}, as tuned"

@@ -13,6 +13,7 @@ ENGLISH = (
     "docs/data.md",
     "docs/measuring.md",
     "docs/scores.md",
+    "docs/autoencoders.md",
     "docs/samplers.md",
     "docs/restoring.md",
     "docs/reliability.md",

@@ -12,10 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ornstein.autoencoders.bottlenecks import FSQ, VQ, TopK
 from ornstein.data.sources import Digits, Toy
 from ornstein.diffusion.grid import Trailing
 from ornstein.diffusion.sampling import Sampling
+from ornstein.nn.codecnets import Conv, Dense
 from ornstein.nn.networks import MLP, UNet
+from ornstein.objectives.autoencoding import Autoencoding, Constrained
 from ornstein.objectives.score_matching import ScoreMatching
 from ornstein.objectives.variational import Variational
 from ornstein.optim import HalfLife, Optim, Power
@@ -73,6 +76,41 @@ def score_family(name: str, _: Path) -> Recipe:
     return recipe(of, 60, MOONS, TOY, **changed).model_copy(update={"preview": drawn})
 
 
+# Autoencoders: penalties that look at the whole batch first, a multiplier and a codebook that are
+# learned without a gradient, moments of codes.
+CODECS: dict[str, tuple[str, dict[str, Any]]] = {
+    "autoencoder": ("autoencoder", {}),
+    "denoising-autoencoder": ("denoising_autoencoder", {}),
+    "sparse-autoencoder": ("sparse_autoencoder", {}),
+    "k-sparse-autoencoder": ("k_sparse_autoencoder", {}),
+    "contractive-autoencoder": ("contractive_autoencoder", {}),
+    "vae": ("vae", {}),
+    "beta-vae": ("beta_vae", {}),
+    "constrained-vae": ("vae", {"objective": Autoencoding(divergence=Constrained(delta=5.0))}),
+    "vq-vae": ("vq_vae", {}),
+    "fsq-vae": ("fsq_vae", {}),
+}
+
+
+def codec_family(name: str, _: Path) -> Recipe:
+    """One of `CODECS`, small, on digits."""
+    of, changed = CODECS[name]
+    whole = named(of)
+    if isinstance(whole.model.bottleneck, VQ | FSQ):
+        nets: Any = Conv(channels=(8, 8), flat=False)
+    else:
+        nets = Dense(hidden=(16,) if whole.model.nets.hidden else ())
+    units = whole.model.units if isinstance(whole.model.bottleneck, FSQ) else 6
+    bottleneck = whole.model.bottleneck
+    if isinstance(bottleneck, TopK):
+        bottleneck = TopK(k=3)
+    if isinstance(bottleneck, VQ):
+        bottleneck = VQ(codes=16)
+    model = whole.model.but(nets=nets, units=units, bottleneck=bottleneck)
+    optim = OPTIM.model_copy(update={"samples": OPTIM.batch * 80 - 3, "lr": whole.optim.lr})
+    return whole.but(**{"data": Digits(), "model": model, "optim": optim, **changed})
+
+
 FAMILIES: dict[str, Callable[[Path], Recipe]] = {
     "ddpm": lambda _: recipe("ddpm", 40, Digits(), UNET),
     "ddpm-mlp": lambda _: recipe("ddpm", 90, MOONS, TOY),
@@ -84,6 +122,7 @@ FAMILIES: dict[str, Callable[[Path], Recipe]] = {
     "flow": lambda _: recipe("flow", 100, MOONS, TOY),
     "edm": lambda _: recipe("edm", 40, Digits(), UNET),
     **{name: partial(score_family, name) for name in SCORES},
+    **{name: partial(codec_family, name) for name in CODECS},
     "vector-quantised": lambda folder: longer(vq(folder), 200),
     "teacher-student": lambda folder: longer(follow(folder), 200),
     "sequence": lambda folder: longer(rollout(folder), 120),

@@ -186,6 +186,12 @@ def _columns(rows: list[Row]) -> list[_Column]:
     def bits(scores: Scores) -> float | None:
         return None if scores.likelihood is None else scores.likelihood.bits_per_dim.value
 
+    def repeated(scores: Scores) -> float | None:
+        return None if scores.reconstruction is None else scores.reconstruction.psnr.value
+
+    def alike(scores: Scores) -> float | None:
+        return None if scores.reconstruction is None else scores.reconstruction.ssim.value
+
     def seconds(scores: Scores) -> float | None:
         return None if scores.made is None else scores.made.seconds
 
@@ -219,6 +225,8 @@ def _columns(rows: list[Row]) -> list[_Column]:
         metric("inception", "IS", ".2f", True),
         metric("memorised", "memorised", ".1%", False),
         _Column("bits/dim", of(bits, ".3f"), bits),
+        _Column("PSNR", of(repeated, ".2f"), repeated, True),
+        _Column("SSIM", of(alike, ".3f"), alike, True),
         _Column("s/sample", of(seconds, ".2g"), seconds),
     ]
 

@@ -125,6 +125,10 @@ def table(scores: Scores) -> str:
         kind = "bits/dim" if scores.likelihood.exact else "bits/dim, at most"
         rows.append([kind, *_interval(scores.likelihood.bits_per_dim, "{:.3f}")])
     accuracy = f", held-out accuracy {protocol.accuracy:.1%}" if protocol.accuracy else ""
+    found = scores.reconstruction
+    if found is not None:
+        rows.append(["reconstruction, PSNR dB", *_interval(found.psnr, "{:.2f}")])
+        rows.append(["reconstruction, SSIM", *_interval(found.ssim, "{:.3f}")])
     lines = [
         f"{protocol.generated:,} samples against {protocol.reference:,} of the "
         f"{_WORDS[protocol.split]} split (seed {protocol.seed})",
@@ -142,19 +146,24 @@ def table(scores: Scores) -> str:
     of = "" if protocol.searched is None else f" (of {protocol.searched:,} that were searched)"
     lines.append(f"memorised: as near to a training sample{of} as the nearest 1 % of unseen data")
     if scores.likelihood is not None:
-        found = scores.likelihood
-        parts = " + ".join(f"{name} {value:.3f}" for name, value in found.parts.items())
+        law = scores.likelihood
+        parts = " + ".join(f"{name} {value:.3f}" for name, value in law.parts.items())
         parts = parts.replace("+ -", "- ")
         lines.append(
-            f"bits/dim: of {found.count:,} {_WORDS[found.split]} samples, {parts}; "
-            f"{found.nats.value:.1f} nats per sample"
+            f"bits/dim: of {law.count:,} {_WORDS[law.split]} samples, {parts}; "
+            f"{law.nats.value:.1f} nats per sample"
         )
-        if "flow" in found.parts:
+        if "flow" in law.parts:
             of = "the probability flow"
-            of += "" if found.exact else ", at most, since whole numbers are given noise"
-            if found.probes is not None:
-                of += f"; {found.probes:.4f} of standard error is the probes'"
+            of += "" if law.exact else ", at most, since whole numbers are given noise"
+            if law.probes is not None:
+                of += f"; {law.probes:.4f} of standard error is the probes'"
             lines.append(f"bits/dim: of {of}")
+    if found is not None:
+        lines.append(
+            f"reconstruction: of {found.count:,} {_WORDS[found.split]} samples, by the mean of "
+            "their likeliest code"
+        )
     return "\n".join(lines)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ornstein import fsops
+from ornstein.choice import Choice
 from ornstein.data.sources import recognise
-from ornstein.diffusion.sampling import Sampling
 from ornstein.errors import ConfigError, DataError, quote
-from ornstein.recipe import Recipe, named, names
+from ornstein.recipe import Drawing, Recipe, named, names
 from ornstein.sentences import like_path, paths
 from ornstein.settings import Resolved, load_yaml, resolve
 
@@ -88,18 +88,19 @@ def check_options(
     fsops.check_folder(runs)
 
 
-def generation(
-    base: Sampling, steps: int | None, overrides: Sequence[str]
-) -> tuple[Sampling, bool]:
+Drawn = TypeVar("Drawn", bound=Choice)
+
+
+def generation(base: Drawn, steps: int | None, overrides: Sequence[str]) -> tuple[Drawn, bool]:
     """A run's way of generating with some of it changed, and whether anything is."""
     words = [] if steps is None else [f"steps={steps}"]
     words += [word.removeprefix("generation.") for word in overrides]
-    return (resolve(Sampling, base, None, words).value, True) if words else (base, False)
+    return (resolve(type(base), base, None, words).value, True) if words else (base, False)
 
 
 def budgeted(
     run: Run, nfe: int | None, steps: int | None, overrides: Sequence[str], average: str
-) -> tuple[Sampling, bool]:
+) -> tuple[Drawing, bool]:
     """`generation` of a run, or where `nfe` is given the sampler for so many evaluations, said on
     standard error. Raises: ConfigError where step, grid or steps are given as well."""
     if nfe is None:

@@ -105,7 +105,7 @@ def restore(
     if task == "edit":
         _refuse(mask=mask, factor=factor, width=width, noise=noise, method=method)
         problems.check_images(opened)
-        how, _ = generation(opened.recipe.generation, steps, overrides)
+        edit, _ = generation(opened.recipe.generation, steps, overrides)
         with opened.still(average):
             inputs = _inputs(opened, images, n, seed, None)
             edits = restoration.edited(
@@ -114,7 +114,7 @@ def restore(
                 0.5 if strength is None else strength,
                 draws=draws,
                 seed=seed,
-                generation=how,
+                generation=edit,
                 average=average,
                 progress=counted("drawn"),
             )
@@ -127,7 +127,7 @@ def restore(
             opened, task, mask=mask, factor=factor, width=width, noise=noise, seed=seed
         )
         chosen = restoration.suited(problem, method)
-        how, _ = generation(restoration.sampler(opened), steps, overrides)
+        solver, _ = generation(restoration.sampler(opened), steps, overrides)
         with opened.still(average):
             shape = restoration.shape_of(opened, problem) if degraded else None
             inputs = _inputs(opened, images, n, seed, shape)
@@ -143,12 +143,12 @@ def restore(
                 method=chosen,
                 draws=draws,
                 seed=seed,
-                generation=how,
+                generation=solver,
                 average=average,
                 progress=counted("drawn"),
             )
         drawn = restoration.picture(found, opened, inputs.names)
-        text = _json(found, chosen, how) if json else table(found, chosen)
+        text = _json(found, chosen, solver) if json else table(found, chosen)
     fsops.make_folder(out.parent, "--out")
     fsops.replace(out, pictures.png(drawn), "--out")
     if text:

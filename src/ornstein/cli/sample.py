@@ -67,7 +67,7 @@ def sample(
         how = f"seed{seed}" + (f"-{average}" if average else "")
         if changed:
             digest = hashlib.sha256(chosen.model_dump_json().encode()).hexdigest()[:6]
-            how = f"{chosen.step.kind}-{chosen.grid.kind}-{chosen.steps}-{digest}-{how}"
+            how = f"{chosen.stem}-{digest}-{how}"
         folder, option = (opened.path / "samples", "--runs") if out is None else (out, "--out")
         fsops.check_folder(folder, option)
         drawable = opened.info.kind == "image"

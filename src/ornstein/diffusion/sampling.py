@@ -79,6 +79,25 @@ class Sampling(Choice):
         data."""
         return None if self.steps is None else self.step.evaluations(self.steps)
 
+    @property
+    def words(self) -> str:
+        """The sampler in a word or two, without its number of steps."""
+        changed = {
+            name: value
+            for name, value in self.step.model_dump(exclude_defaults=True).items()
+            if name not in ("kind", "rows")  # of a learned solver, some dozens of numbers
+        }
+        inside = ", ".join(
+            f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}"
+            for name, value in changed.items()
+        )
+        return f"{self.step.kind}{f' ({inside})' if inside else ''} on {self.grid.kind}"
+
+    @property
+    def stem(self) -> str:
+        """The sampler and its number of steps, as a part of a file's name."""
+        return f"{self.step.kind}-{self.grid.kind}-{self.steps}"
+
     def levels(self, process: NoisingProcess, info: DataInfo) -> Levels:
         """The grid. Raises: ConfigError where it and the process disagree."""
         steps = self.steps or levels_of(process, math.prod(info.shape))
@@ -168,6 +187,10 @@ class Sampling(Choice):
             sigma_data=model.sigma_data,
             bins=bins_of(info),
         )
+
+    def latent(self, model: Denoiser, info: DataInfo) -> tuple[int, ...]:
+        """The shape of the latents of one sample: its own."""
+        return info.shape
 
     def encode(self, model: Denoiser, info: DataInfo, x: Tensor) -> Tensor:
         """The latents z [B, *info.shape] from which the flow draws x, whatever the steps are; of

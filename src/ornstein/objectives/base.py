@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 class Context(NamedTuple):
     """Where training is: `step` (updates done), `progress` in [0, 1], and the randomness of this
-    part of the global batch, the same for any number of ranks or micro-batches."""
+    part of the global batch, the same for any number of ranks or micro-batches. totals: what `Look`
+    found, summed over the global batch; None where this batch is all of it, or nobody looks."""
 
     step: int
     progress: float
     noise: Noise
+    totals: Mapping[str, Tensor] | None = None
 
 
 class Loss(NamedTuple):
@@ -45,6 +47,20 @@ class Objective(Protocol):
         """The range in which bounded data must arrive; None for the data's own values."""
 
     def __call__(self, model: Any, batch: Batch, context: Context) -> Loss: ...
+
+
+@runtime_checkable
+class Look(Protocol):
+    """An objective with a part that is no sum over samples, such as a function of a mean over the
+    global batch: its sums are made in a pass of their own, without gradients, and handed to the
+    objective as `context.totals`. An update that is one batch on one rank is spared that pass."""
+
+    @property
+    def looks(self) -> bool:
+        """Whether there is such a part."""
+
+    def look(self, model: Any, batch: Batch, context: Context) -> Mapping[str, Tensor]:
+        """Sums over these samples."""
 
 
 @runtime_checkable

@@ -1,5 +1,5 @@
-"""Scores and SDEs keep what every family promises: the same result however training is cut up,
-shared out or stopped, the same sample in any batch, and nothing learned from what is not finite."""
+"""Scores, SDEs and autoencoders keep what every family promises: one result however training is
+cut up, shared out or stopped, the same sample in any batch, and nothing learned from NaN."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from ornstein.errors import NumericsError
 from ornstein.run import Run
 from tests.contracts.test_contracts import hashes
 from tests.contracts.test_ranks import weights_after, worker
-from tests.reliability.families import FAMILIES, SCORES
+from tests.reliability.families import CODECS, FAMILIES, SCORES
 
+BOTH = [*SCORES, *CODECS]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -24,7 +25,7 @@ def fitted(name, folder):
     return Run.create(FAMILIES[name](folder), folder, "planned").recipe
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", BOTH)
 def test_training_is_a_function_of_its_recipe(name, tmp_path):
     runs = [Run.create(FAMILIES[name](tmp_path), tmp_path / place) for place in ("a", "b")]
     for _ in runs[0].train():
@@ -36,16 +37,20 @@ def test_training_is_a_function_of_its_recipe(name, tmp_path):
         pass
     assert hashes(again) == hashes(runs[0])
     drawn = again.generate(10, seed=1)
-    np.testing.assert_allclose(runs[0].generate(10, seed=1, batch=3), drawn, atol=2e-3)
+    # Of whole numbers, one may be rounded up in one batch and down in another.
+    close = 2e-3 if drawn.dtype == np.float32 else 1
+    other = runs[0].generate(10, seed=1, batch=3).astype(np.float64)
+    np.testing.assert_allclose(other, drawn, atol=close)
+    assert (other != drawn).mean() < 0.01 or close < 1
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", BOTH)
 def test_micro_batches_change_nothing(name, tmp_path):
     recipe = fitted(name, tmp_path)
     torch.testing.assert_close(weights_after(recipe), weights_after(recipe, micro=20), **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["ncsnv2", "ve-sde", "scoreflow", "explicit", "sliced"])
+@pytest.mark.parametrize("name", ["ncsnv2", "ve-sde", "scoreflow", "explicit", "sliced", *CODECS])
 def test_two_processes_do_what_one_does(name, tmp_path):
     recipe = fitted(name, tmp_path)
     multiprocessing.spawn(worker, (recipe, 9, str(tmp_path)), nprocs=2)
@@ -54,21 +59,23 @@ def test_two_processes_do_what_one_does(name, tmp_path):
     assert all(torch.equal(b, c) for b, c in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", BOTH)
 def test_what_is_not_finite_is_not_learned(name, tmp_path):
     run = Run.create(FAMILIES[name](tmp_path), tmp_path, "job")
     for event in run.train(previews=False):
         if event.step == 3:
             break
     kept = hashes(run)
-    run.dataset.x[run.dataset.train[::2]] = np.nan
+    x = run.dataset.x[:].astype(np.float32)
+    x[run.dataset.train[::2]] = np.nan
+    run._dataset = run.dataset._replace(x=x)
     with pytest.raises(NumericsError, match="before update 4"):
         next(run.train(previews=False))
     assert hashes(run) == kept
     assert Run.open(run.path).samples == 3 * run.recipe.optim.batch
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", BOTH)
 def test_a_damaged_checkpoint_costs_what_came_after_the_one_before(name, tmp_path):
     run = Run.create(FAMILIES[name](tmp_path), tmp_path, "job")
     for stop in (3, 6):
