@@ -11,7 +11,8 @@ sparse        (eq 3, fig 1-3) how active the units are on held-out images: ρ̂ 
               are above ½. The chart draws KL(¼ ‖ ρ̂) over ρ̂, and ρ̂ of all units
 k_sparse      (§1.1.3, fig 1-4) at several k: the reconstruction, the share of units that any image
               uses, and over how many pixels the filter of a unit spreads, (Σ w²)² / Σ w⁴ of its
-              decoder weights w about their mean. The picture shows filters of the most used units
+              decoder weights w about their mean. The picture shows filters of the most used units,
+              in grey where no image uses one
 contractive   (eq 4) how far a code moves when its image does, each as a share of its own spread,
               √(E‖Δz‖² / tr Cov z) / √(E‖Δx‖² / tr Cov x): along the data, in the plane through
               an image and its nearest neighbours of the training split, and across it
@@ -140,7 +141,7 @@ def sparse(bench: Bench) -> Iterator[Row]:
     active = {"plain": plain.z.mean(0)}
     for rho in RHOS:
         ours = bench.trained("sparse_autoencoder", f"objective.sparsity.rho={rho}")
-        active[f"ρ = {rho:g}"] = ours.z.mean(0)
+        active[f"rho = {rho:g}"] = ours.z.mean(0)
         both = [found.z.double() for found in (ours, plain)]
         for name, take in (("least", 0.0), ("median", 0.5), ("largest", 1.0)):
             yield Row(
@@ -157,7 +158,7 @@ def sparse(bench: Bench) -> Iterator[Row]:
         ranks = np.linspace(0, 1, len(plain.z[0]))
         sorted_ = [Curve(ranks, np.sort(v.numpy()), name) for name, v in active.items()]
         panels = [
-            Panel(curves, "KL(¼ ‖ q) in nats", "q"),
+            Panel(curves, "KL of coins, 0.25 from q, in nats", "q"),
             Panel(sorted_, "mean activations on held-out images", "share of units"),
         ]
         chart(panels).save(bench.options.sparsity)
@@ -175,7 +176,9 @@ def k_sparse(bench: Bench) -> Iterator[Row]:
         yield Row(f"k-sparse, k={k}", "share of units in use", (use > 0).double().mean().item(), 1)
         spread = (pixels(w).median().item() for w in (filters[use > 0], decoder_filters(plain)))
         yield Row(f"k-sparse, k={k}", "pixels of a filter, median", *spread)
-        shown.append(tile(filters[use.argsort(descending=True)[:SHOWN]], ours.run.info.shape))
+        first = use.argsort(descending=True)[:SHOWN]
+        first_used = filters[first] * (use[first] > 0).unsqueeze(1)  # others are as they began
+        shown.append(tile(first_used, ours.run.info.shape))
     if bench.options.filters is not None:
         grid(np.stack(shown), columns=len(shown)).save(bench.options.filters)
 

@@ -31,7 +31,7 @@ CASES = {  # name: kind, samples, D, side of the places, K or levels
     "vq K=512 D=64, 1024 × 1": ("vq", 1024, 64, 1, 512),
     "fsq 8·5·5·5, 64 × 16×16": ("fsq", 64, 4, 16, (8, 5, 5, 5)),
 }
-SECONDS = 1.0  # of steps, in each process
+SECONDS = 0.6  # of steps, in each process
 
 
 def ours(kind: str, h: Any, received: Any, codes: Any) -> Callable[[], None]:

@@ -434,3 +434,21 @@ def test_steps_drawn_ahead_are_the_steps(dtype):
     together = noise.ahead(4, 3).normal(1, (2, 5), dtype).split(3)
     for step, z in zip((4, 5, 6), together, strict=True):
         assert torch.equal(z, noise.at(step).normal(1, (2, 5), dtype))
+
+
+def test_masking_numbers_are_uniform_independent_and_of_their_sample():
+    """Means, variances and correlations within five standard errors; the same in any batch."""
+    noise = Noise.of(3, "masks", 64).at(7)
+    u = noise.masking(0, (4096,))
+    assert 0 < u.min() < u.max() < 1
+    n = u.numel()
+    assert abs(u.mean() - 0.5) < 5 * math.sqrt(1 / 12 / n)
+    assert abs(u.var() - 1 / 12) < 5 * math.sqrt(1 / 180 / n)
+    centred = u.double() - 0.5
+    for shifted in (centred.roll(1, 0), centred.roll(1, 1), centred.roll(17, 1)):
+        assert abs((centred * shifted).mean() * 12) < 5 / math.sqrt(n)
+    other = noise.at(8).masking(0, (4096,)).double() - 0.5
+    assert abs((centred * other).mean() * 12) < 5 / math.sqrt(n)
+    assert torch.equal(noise.of_samples(slice(10, 20)).masking(0, (4096,)), u[10:20])
+    shares = torch.histc(u, 32, 0, 1) / n
+    assert (shares - 1 / 32).abs().max() < 6 * math.sqrt(1 / 32 / n)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,7 @@ from ornstein import memory, ranks
 from ornstein.allocator import keep_freed_memory
 from ornstein.data.info import Batch
 from ornstein.errors import ConfigError, NumericsError, OutOfMemory
-from ornstein.nn.layers import Recomputable, key_dropout
+from ornstein.nn.layers import Dropout, Recomputable, key_dropout
 from ornstein.noise import Noise
 from ornstein.objectives.base import AfterStep, Context, Look, Loss, Objective
 
@@ -60,6 +61,14 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch, context: Context) -> Loss:
         return self.objective(self.model, batch, context)
+
+
+class Pairs(NamedTuple):
+    """Of an average: what follows values of the learner, those values, and pairs to be copied."""
+
+    kept: list[Tensor]
+    current: list[Tensor]
+    copied: list[tuple[Tensor, Tensor]]
 
 
 class TrainState:
@@ -93,6 +102,22 @@ class TrainState:
             weight_decay=optim.weight_decay,
             fused=True,
         )
+        # Walking the modules of a small network takes as long as a part of its update.
+        self.parameters = list(learner.parameters())
+        self.buffers = list(learner.buffers())
+        self._pairs: dict[str, Pairs] = {}
+        self.dropout = any(isinstance(m, Dropout) and m.p > 0 for m in learner.modules())
+
+    def pairs(self, average: str) -> Pairs:
+        """What an average keeps beside what it follows."""
+        if average not in self._pairs:
+            copies = self.averages[average]
+            kept = [*copies.parameters(), *copies.buffers()]
+            both = list(zip(kept, [*self.parameters, *self.buffers], strict=True))
+            followed = [(_own(k), _own(c)) for k, c in both if k.is_floating_point()]
+            others = [(k, c) for k, c in both if not k.is_floating_point()]
+            self._pairs[average] = Pairs([k for k, _ in followed], [c for _, c in followed], others)
+        return self._pairs[average]
 
 
 class Event(NamedTuple):
@@ -151,13 +176,17 @@ def train(
                 halved = True
                 continue
             loss, metrics, stats, bad = sums
-            norm = _grad_norm(state.learner, optim.clip)
-            if not torch.isfinite(loss + norm):
+            norm = _grad_norm(state)
+            # Read together: each reading waits for the device.
+            value, length = torch.stack((loss, norm.to(loss.dtype))).tolist()
+            if not math.isfinite(value + length):
                 bad = ranks.gathered(bad)
                 named = bad if len(bad) else torch.cat([batch.ids for batch in batches])
                 error = NumericsError(_not_finite(state.step, loss, norm, named))
                 raise ranks.told_by_lead(error)
 
+            if optim.clip is not None and length > optim.clip:
+                nn.utils.clip_grads_with_norm_(state.parameters, optim.clip, norm, foreach=True)
             lr = optim.lr_at(state.samples, total)
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
@@ -257,7 +286,8 @@ def _accumulate(job: _Job, batches: list[Batch], parts: list[tuple[int, int]], c
         batch = batch.to(device)
         positions = torch.arange(start, stop, device=device)
         context = _context(state, total, seed, positions)._replace(totals=totals)
-        key_dropout(state.learner, context.noise.child("dropout"))
+        if state.dropout:
+            key_dropout(state.learner, context.noise.child("dropout"))
         last = i == len(parts) - 1
         with _exchanging(state, forward, last):
             with autocast:
@@ -367,10 +397,10 @@ def _half(micro: int, halved: bool, world: int) -> int:
     return micro // 2
 
 
-def _grad_norm(learner: nn.Module, clip: float | None) -> Tensor:
-    """The norm of the whole gradient, before it is clipped to `clip`."""
-    limit = float("inf") if clip is None else clip
-    norm = nn.utils.clip_grad_norm_(learner.parameters(), limit, foreach=True)
+def _grad_norm(state: TrainState) -> Tensor:
+    """The norm of the whole gradient."""
+    gradients = [p.grad for p in state.parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
@@ -387,18 +417,12 @@ def _not_finite(step: int, loss: Tensor, norm: Tensor, samples: Tensor) -> str:
 @torch.no_grad()
 def _update_averages(state: TrainState, averages: tuple[Average, ...], count: int) -> None:
     """θ̄ ← β θ̄ + (1 − β) θ for parameters and floating buffers; other buffers are copied."""
-    current = [*state.learner.parameters(), *state.learner.buffers()]
     for average in averages:
-        copies = state.averages[average.name]
-        kept = [*copies.parameters(), *copies.buffers()]
+        kept, current, others = state.pairs(average.name)
         beta = average.decay(state.samples, count)
-        pairs = [
-            (_own(k), _own(c)) for k, c in zip(kept, current, strict=True) if k.is_floating_point()
-        ]
-        torch._foreach_lerp_([k for k, _ in pairs], [c for _, c in pairs], 1 - beta)
-        for k, c in zip(kept, current, strict=True):
-            if not k.is_floating_point():
-                k.copy_(c)
+        torch._foreach_lerp_(kept, current, 1 - beta)
+        for copied, value in others:
+            copied.copy_(value)
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def test_nets_that_cannot_be_are_refused():
 @pytest.mark.parametrize("shape", [(20,), (4, 3, 5)])
 def test_the_largest_keep_values_and_gradients(shape):
     k = 6
-    bottleneck = TopK(k=k, evaluated=1.5).build(shape)
+    bottleneck = TopK(k=k, start=1, evaluated=1.5).build(shape)
     h = torch.randn(7, *shape, requires_grad=True)
     z = bottleneck.train()(h).z
     flat, chosen = h.flatten(1), z.flatten(1) != 0
@@ -95,6 +95,30 @@ def test_the_largest_keep_values_and_gradients(shape):
     assert ((bottleneck.eval()(h).z != 0).flatten(1).sum(1) == 9).all()
     with pytest.raises(ConfigError, match="has no 61 largest"):
         TopK(k=61).build((4, 3, 5))
+
+
+def test_fewer_units_are_kept_as_training_goes_on():
+    bottleneck = TopK(k=10, start=4).build((100,)).train()
+    h = torch.randn(3, 100)
+    for progress, kept in ((0.0, 40), (0.25, 25), (0.5, 10), (1.0, 10)):
+        bottleneck.anneal(progress)
+        assert ((bottleneck(h).z != 0).sum(1) == kept).all()
+        assert ((bottleneck.eval()(h).z != 0).sum(1) == 10).all()
+        bottleneck.train()
+
+
+@pytest.mark.parametrize("hidden", [(), (12,)])
+def test_a_mirrored_start_is_the_transpose_and_black_says_nothing(hidden):
+    model = Autoencoder(nets=Dense(hidden=hidden, mirrored=True), units=5, bottleneck=Plain())
+    built = codec(model, 1, 4, 4)
+    there = [m.weight for m in built.encoder.modules() if isinstance(m, torch.nn.Linear)]
+    back = [m.weight for m in built.decoder.modules() if isinstance(m, torch.nn.Linear)]
+    assert all(torch.equal(a, b.T) for a, b in zip(there, back[::-1], strict=True))
+    black = torch.full((1, 1, 4, 4), -1.0)
+    assert built.encode(black).z.abs().max() < 1e-5
+    torch.testing.assert_close(built.reconstruct(black), black)
+    with pytest.raises(ConfigError, match=r"write model\.nets\.mirrored=false"):
+        codec(model.but(bottleneck=Gaussian()), 1, 4, 4)
 
 
 def test_gaussian_codes_and_their_divergence():

@@ -43,11 +43,14 @@ class TopK(Choice):
     """The k largest units of a sample keep their values, the others are 0, and so are their
     gradients (A. Makhzani, B. Frey 2013, "k-sparse autoencoders", arXiv:1312.5663; notes §1.1.3).
 
-    evaluated: times k units are kept once training is over, the paper's α.
+    start: times k units are kept at first, and evenly fewer until half of the training is done:
+    with few from the start most units would never be used (§2.2 of the paper). evaluated: times k
+    once training is over, the paper's α.
     """
 
     kind: Literal["top_k"] = "top_k"
     k: int = Field(25, ge=1, le=1_000_000)
+    start: float = Field(4.0, ge=1, le=1000, description="times k, at first")
     evaluated: float = Field(1.0, ge=1, le=100, description="times k, outside of training")
 
     @property
@@ -59,7 +62,7 @@ class TopK(Choice):
         """The module. Raises: ConfigError where there are fewer than k units."""
         from ornstein.autoencoders.continuous import TopKModule
 
-        return TopKModule(latent, self.k, self.evaluated)
+        return TopKModule(latent, self.k, self.start, self.evaluated)
 
 
 class Gaussian(Choice):

@@ -11,7 +11,7 @@ data, and z is [B, units] or [B, units, h, w].
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,14 @@ class Bottleneck(Protocol):
     def after_step(self, stats: Mapping[str, Tensor], noise: Noise) -> None:
         """Whatever is learned without a gradient, after each update. stats: summed over the global
         batch. noise: of one sample, the same on all ranks, another at each update."""
+
+
+@runtime_checkable
+class Anneals(Protocol):
+    """A bottleneck that changes as training goes on."""
+
+    def anneal(self, progress: float) -> None:
+        """Be as is right at this share of the training; asked after each update."""
 
 
 class Likelihood(Protocol):

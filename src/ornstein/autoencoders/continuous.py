@@ -61,10 +61,15 @@ class PlainModule(nn.Module):
 class TopKModule(nn.Module):
     """h [B, units, *] -> the k largest of each sample's numbers, the others 0.
 
-    evaluated: times k are kept in eval mode. Raises: ConfigError where there are fewer than k.
+    start: times k are kept at first, and k from half of the training on. evaluated: times k are
+    kept in eval mode. Raises: ConfigError where there are fewer than k.
     """
 
-    def __init__(self, latent: tuple[int, ...], k: int, evaluated: float = 1.0) -> None:
+    now: Tensor
+
+    def __init__(
+        self, latent: tuple[int, ...], k: int, start: float = 1.0, evaluated: float = 1.0
+    ) -> None:
         super().__init__()
         units = math.prod(latent)
         if k > units:
@@ -72,12 +77,15 @@ class TopKModule(nn.Module):
                 f"a code of {units} numbers has no {k} largest; write model.units={k} or more, "
                 "or a smaller model.bottleneck.k"
             )
-        self.k, self.evaluated = k, min(units, round(k * evaluated))
+        self.k, self.start = k, min(units, round(k * start))
+        self.evaluated = min(units, round(k * evaluated))
+        self.register_buffer("now", torch.tensor(self.start))
         self.moments = Moments(latent[0])
 
     def forward(self, h: Tensor, noise: Noise | None = None) -> Code:
         flat = h.flatten(1)
-        kept = flat.topk(self.k if self.training else self.evaluated, dim=1, sorted=False).indices
+        k = int(self.now) if self.training else self.evaluated
+        kept = flat.topk(k, dim=1, sorted=False).indices
         # Values and gradients alike: what is not gathered has neither.
         z = torch.zeros_like(flat).scatter(1, kept, flat.gather(1, kept)).view_as(h)
         return Code(z, stats={} if noise is None else self.moments.sums(z, noise))
@@ -86,6 +94,10 @@ class TopKModule(nn.Module):
         """The k largest numbers of Gaussian codes with the moments of those seen in training."""
         code: Code = self(self.moments.draw(noise, shape))
         return code.z
+
+    def anneal(self, progress: float) -> None:
+        """Keep fewer as training goes on."""
+        self.now.fill_(max(self.k, round(self.start + 2 * progress * (self.k - self.start))))
 
     def after_step(self, stats: Mapping[str, Tensor], noise: Noise) -> None:
         """Keep the moments of the codes."""

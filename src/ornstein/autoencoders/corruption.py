@@ -98,4 +98,4 @@ def _of_pixels(info: DataInfo, noise: Noise) -> Tensor:
     """Uniform numbers that broadcast to samples, one for a pixel of images [C, H, W], else for
     each number. Compared with p, they know 23 bits of it."""
     shape = (1, *info.shape[1:]) if info.kind == "image" else info.shape
-    return noise.uniform(0, shape)
+    return noise.masking(0, shape)

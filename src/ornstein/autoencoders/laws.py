@@ -119,7 +119,7 @@ class BernoulliModule(nn.Module):
         if self.binarise == "none":
             return x
         u = self.share(x)
-        cut = noise.uniform(0, x.shape[1:]).to(u) if self.binarise == "random" else 0.5
+        cut = noise.masking(0, x.shape[1:]).to(u) if self.binarise == "random" else 0.5
         return self.low + self.span * (u > cut).to(x.dtype)
 
     def nats(self, parameters: Tensor, x: Tensor) -> Tensor:

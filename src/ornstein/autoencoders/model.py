@@ -43,7 +43,11 @@ class Autoencoder(Choice):
         assert fitted.nets is not None
         features = fitted.units * self.bottleneck.features
         encoder, decoder, latent = fitted.nets.build(
-            info.shape, fitted.units, features, self.likelihood.multiplier
+            info.shape,
+            fitted.units,
+            features,
+            self.likelihood.multiplier,
+            info.range[0] if info.range else 0.0,
         )
         return Codec(
             encoder, self.bottleneck.build(latent), decoder, self.likelihood.build(info), latent

@@ -14,9 +14,11 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ornstein.errors import ConfigError
 from ornstein.nn.layers import Recomputable, UpsampleConv, norm, zeroed
 
 _ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus}
@@ -29,6 +31,25 @@ def dense(widths: list[int], activation: str) -> nn.Sequential:
         layers += [_ACTIVATIONS[activation]()] if i else []
         layers.append(nn.Linear(before, after))
     return nn.Sequential(*layers)
+
+
+@torch.no_grad()
+def mirror(encoder: nn.Sequential, decoder: nn.Sequential, low: float) -> None:
+    """Let the decoder start as the encoder turned round, and a sample that is `low` all over start
+    as a code of zeros. Raises: ConfigError where their widths do not mirror."""
+    there = [layer for layer in encoder if isinstance(layer, nn.Linear)]
+    back = [layer for layer in decoder if isinstance(layer, nn.Linear)][::-1]
+    for one, other in zip(there, back, strict=True):
+        if one.weight.shape != other.weight.T.shape:
+            raise ConfigError(
+                "only nets that are each other's mirror can start so, with one feature for a unit "
+                "and one output for a value; write model.nets.mirrored=false"
+            )
+        other.weight.copy_(one.weight.T)
+        one.bias.zero_()
+        other.bias.zero_()
+    there[0].bias.copy_(-low * there[0].weight.sum(1))
+    back[0].bias.fill_(low)
 
 
 class DenseEncoder(nn.Module):

@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 
 class Dense(Choice):
     """Hidden layers of these widths on the way in, and the same backwards on the way out; none:
-    one linear layer each way."""
+    one linear layer each way.
+
+    mirrored: weights of the decoder start as those of the encoder transposed, and biases so that
+    what is black says nothing: as tied weights of [0, 1] data would.
+    """
 
     kind: Literal["dense"] = "dense"
     hidden: tuple[int, ...] = Field((512, 256), description="widths, the sample's side first")
     activation: Literal["silu", "relu", "tanh", "softplus"] = "silu"
+    mirrored: bool = Field(False, description="the decoder starts as the encoder turned round")
 
     @field_validator("hidden")
     @classmethod
@@ -36,15 +41,17 @@ class Dense(Choice):
         return hidden
 
     def build(
-        self, shape: tuple[int, ...], units: int, features: int, multiplier: int
+        self, shape: tuple[int, ...], units: int, features: int, multiplier: int, low: float = 0.0
     ) -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
         """Encoder x [B, *shape] -> [B, features], decoder z [B, units] -> [B, multiplier·C, *],
-        and the shape of z."""
-        from ornstein.nn.codec import DenseDecoder, DenseEncoder
+        and the shape of z. low: what is black in x."""
+        from ornstein.nn.codec import DenseDecoder, DenseEncoder, mirror
 
         encoder = DenseEncoder(shape, self.hidden, features, self.activation)
         out = (multiplier * shape[0], *shape[1:])
         decoder = DenseDecoder(units, self.hidden[::-1], out, self.activation)
+        if self.mirrored:
+            mirror(encoder.net, decoder.net, low)
         return encoder, decoder, (units,)
 
 
@@ -69,7 +76,7 @@ class Conv(Choice):
         return channels
 
     def build(
-        self, shape: tuple[int, ...], units: int, features: int, multiplier: int
+        self, shape: tuple[int, ...], units: int, features: int, multiplier: int, low: float = 0.0
     ) -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
         """As `Dense.build`, with features and z laid out [*, h, w] where it is not flat.
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ornstein.noise import Noise
+from ornstein.noise import Noise, scrambled
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -157,13 +157,6 @@ def key_dropout(module: nn.Module, noise: Noise) -> None:
 def keep_mask(key: Tensor, count: int, p: float) -> Tensor:
     """key int32 [B, 2] -> bool [B, count], False with probability `p` (to within 2⁻³²).
 
-    An integer hash of (key, position) decides each value: xor-shifts and multiplications, with
-    constants by C. Wellons ("Prospecting for hash functions", 2018). A mask needs no
-    cryptographic mixing, and a hash is many times cheaper than Philox. The high bits, which the
-    comparison looks at, are mixed best.
+    A mask needs no cryptographic mixing, and a hash is many times cheaper than Philox.
     """
-    a, b = key[:, :1], key[:, 1:]
-    z = torch.arange(count, dtype=torch.int32, device=key.device) * (0x9E3779B9 - 2**32) + a
-    for mixer in (0x7FEB352D, 0x846CA68B - 2**32):  # products wrap, on purpose
-        z = (z ^ ((z >> 16) & 0xFFFF)) * mixer + b
-    return z >= round(p * 2**32) - 2**31
+    return scrambled(key, count) >= round(p * 2**32) - 2**31

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ornstein.autoencoders.codec import Anneals
 from ornstein.objectives.autoencoding import Autoencoding, Beta, Capacity, Constrained
 from ornstein.objectives.base import Context, Loss
 
@@ -85,6 +86,8 @@ class AutoencodingLoss(nn.Module):
     def after_step(self, model: Codec, stats: Mapping[str, Tensor], context: Context) -> None:
         """Move what has no gradient: codebooks, moments, the multiplier."""
         model.bottleneck.after_step(stats, context.noise.child("bottleneck"))  # type: ignore[operator]
+        if isinstance(model.bottleneck, Anneals):
+            model.bottleneck.anneal(context.progress)
         if self.multiplier is not None:
             rule = self.chosen.divergence
             assert isinstance(rule, Constrained)

@@ -12,5 +12,5 @@ RECIPE = AUTOENCODER.but(
     model=AUTOENCODER.model.but(
         nets=Dense(hidden=()), units=256, bottleneck=Plain(activation="sigmoid")
     ),
-    objective=Autoencoding(contraction=Contraction(weight=0.1)),
+    objective=Autoencoding(contraction=Contraction(weight=5.0)),
 )

@@ -6,5 +6,7 @@ from ornstein.recipes.autoencoder import RECIPE as AUTOENCODER
 
 RECIPE = AUTOENCODER.but(
     name="k_sparse_autoencoder",
-    model=AUTOENCODER.model.but(nets=Dense(hidden=()), units=1000, bottleneck=TopK(k=25)),
+    model=AUTOENCODER.model.but(
+        nets=Dense(hidden=(), mirrored=True), units=1000, bottleneck=TopK(k=25)
+    ),
 )

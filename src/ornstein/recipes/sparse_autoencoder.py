@@ -12,5 +12,5 @@ RECIPE = AUTOENCODER.but(
     model=AUTOENCODER.model.but(
         nets=Dense(hidden=()), units=256, bottleneck=Plain(activation="sigmoid")
     ),
-    objective=Autoencoding(sparsity=Sparsity(rho=0.05, weight=1.0)),
+    objective=Autoencoding(sparsity=Sparsity(rho=0.05, weight=5.0)),
 )
