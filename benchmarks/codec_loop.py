@@ -2,8 +2,8 @@
 
     python benchmarks/codec_loop.py DATA [--peers PYTHON] [--recipes vae,vq_vae] [--rounds 5]
 
-DATA: MNIST as Parquet. Each contender does UPDATES updates of the recipe's batch in a process of its
-own, in turns, on THREADS threads; the rate is the median over rounds.
+DATA: MNIST as Parquet. Each contender does UPDATES updates of the recipe's batch in a process of
+its own, in turns, on THREADS threads; the rate is the median over rounds.
 
     ours    `training.train` with the recipe as it is: keyed noise, averages, clipping, metrics
     bare    the same modules in a loop of six lines: torch's generator for all noise, fused Adam,
@@ -203,8 +203,9 @@ def main() -> None:
                 rates[who].append(float(told.stdout.splitlines()[-1]))
         middle = {who: statistics.median(found) for who, found in rates.items()}
         shown = ", ".join(f"{who} {rate:,.0f}" for who, rate in middle.items())
+        others = {who: rate for who, rate in middle.items() if who != "ours"}
         ratios = ", ".join(
-            f"{middle['ours'] / rate:.2f} of {who}'s" for who, rate in middle.items() if who != "ours"
+            f"{middle['ours'] / rate:.2f} of {who}'s" for who, rate in others.items()
         )
         print(f"{name}, batch {batch}: {shown} samples/s; ours {ratios}", flush=True)
 

@@ -117,7 +117,8 @@ class Noise(NamedTuple):
         words = self.bits(draw, 2)
         key = (words - ((words >> 31) << 32)).to(torch.int32)  # the same bits, as signed numbers
         z = scrambled(key, math.prod(shape))
-        u = ((z >> 9) & 0x7FFFFF).to(torch.float32).add_(0.5).mul_(2.0**-23)
+        z.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF)
+        u = z.to(torch.float32).add_(0.5).mul_(2.0**-23)
         return u.view(len(self.ids), *shape)
 
     def normal(
@@ -150,7 +151,7 @@ def scrambled(key: Tensor, count: int) -> Tensor:
     a, b = key[:, :1], key[:, 1:]
     z = torch.arange(count, dtype=torch.int32, device=key.device) * (0x9E3779B9 - 2**32) + a
     for mixer in (0x7FEB352D, 0x846CA68B - 2**32):  # products wrap, on purpose
-        z = (z ^ ((z >> 16) & 0xFFFF)) * mixer + b
+        z.bitwise_xor_((z >> 16).bitwise_and_(0xFFFF)).mul_(mixer).add_(b)
     return z
 
 
