@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from ornstein import training
 from ornstein.data.info import Batch
 from ornstein.data.sources import Digits, Toy
 from ornstein.data.stream import Stream
@@ -397,8 +398,10 @@ def test_after_step_sees_sums_over_the_global_batch(micro):
 # --- reading ahead --------------------------------------------------------------------------------
 
 
-def test_the_source_is_read_one_step_ahead():
+@pytest.mark.parametrize("cheap", [0.0, 1e9])
+def test_the_source_is_read_one_step_ahead(cheap, monkeypatch):
     """When an update is handed out the next batch is being read, and none after it."""
+    monkeypatch.setattr(training, "CHEAP", cheap)
     source, optim = Points(), OPTIM.model_copy(update={"micro_batch": 4})
     for event in train(state_of(linear(), optim), source, optim, 60, 0):
         assert len(source.asked) <= min(event.samples + 10, 60)
@@ -417,10 +420,17 @@ def test_an_error_of_the_source_reaches_the_caller(position):
     assert not readers()
 
 
-def test_leaving_the_loop_leaves_no_thread():
+def test_what_is_read_at_once_is_read_without_a_thread(monkeypatch):
+    monkeypatch.setattr(training, "CHEAP", 1e9)
+    for _ in train(state_of(linear()), Points(), OPTIM, 60, 0):
+        assert not readers()
+
+
+def test_leaving_the_loop_leaves_no_thread(monkeypatch):
+    monkeypatch.setattr(training, "CHEAP", 0.0)
     events = train(state_of(linear()), Points(), OPTIM, 60, 0)
     for event in events:
-        if event.step == 2:
+        if event.step == 4:
             assert readers()
             break
     events.close()

@@ -20,8 +20,9 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from ornstein.optim import Average, Optim
 
 
+CHEAP = 1e-3  # seconds; see `_Prefetch`
+TRIED = 3  # reads
 SHARE = 0.7  # of a GPU's free memory, which weights and what is kept beside them may take
 
 
@@ -544,13 +547,19 @@ def precision(asked: str, device: torch.device) -> str:
 
 
 class _Prefetch:
-    """Reads ahead by one step in a thread, in the order in which positions are expected."""
+    """Reads ahead by one step in a thread, in the order in which positions are expected.
+
+    What is read in less than CHEAP seconds is read by whoever takes it instead: on two cores a
+    thread that wakes for a moment keeps those that compute a small network waiting for each other,
+    for many times longer than it saves. The first reads show which it is.
+    """
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="data")
-        self._queue: list[Future[Batch]] = []
+        self._queue: list[Callable[[], Batch]] = []
         self._expected: tuple[int, list[tuple[int, int]]] = -1, []
+        self._seconds: list[float] = []  # of the first reads
 
     def __enter__(self) -> _Prefetch:
         return self
@@ -566,9 +575,13 @@ class _Prefetch:
                 self._queue.clear()
             self._expected = position, parts
             for start, stop in parts:
-                self._queue.append(
-                    self._pool.submit(self._source.at, position + start, stop - start)
-                )
+                read = partial(self._source.at, position + start, stop - start)
+                ahead = len(self._seconds) == TRIED and sorted(self._seconds)[TRIED // 2] > CHEAP
+                self._queue.append(self._pool.submit(read).result if ahead else read)
 
     def take(self) -> Batch:
-        return self._queue.pop(0).result()
+        started = time.perf_counter()
+        batch = self._queue.pop(0)()
+        if len(self._seconds) < TRIED:
+            self._seconds.append(time.perf_counter() - started)
+        return batch
