@@ -400,8 +400,9 @@ def test_damaged_records(file, moons, tmp_path):
         use[file]()
 
 
-def test_the_log_reaches_to_the_failure(tmp_path):
+def test_the_log_reaches_to_the_failure(tmp_path, monkeypatch):
     """The updates just before a loss that is not finite are the ones to look at."""
+    monkeypatch.setattr(training, "CHEAP", 0.0)
     run, seen = Run.create(with_optim(samples=200), tmp_path, "job"), []
     with pytest.raises(NumericsError):
         seen.extend(poisoned(run, step=6))

@@ -175,7 +175,9 @@ def _count(run: Run, previews: bool) -> Count:
     parts = 2 if (optim.micro_batch or optim.batch) < optim.batch else 1  # gradients accumulate
 
     def update(micro: int) -> None:
-        sizes = {"batch": parts * micro, "micro_batch": micro, "compile": "off"}
+        sizes: dict[str, Any] = {"batch": parts * micro, "micro_batch": micro, "compile": "off"}
+        if optim.clip is not None:
+            sizes["clip"] = 1e-30  # clipping takes memory, and any gradient may have to be
         next(train(state, source, optim.model_copy(update=sizes), 10**12, recipe.seed))
 
     update(TRIED[0])  # the optimizer makes its moments

@@ -430,7 +430,7 @@ SETTINGS = [
     (2, "optim.lr=1 optim.lr=2", "'optim.lr' is given twice (command line); keep one"),
     (2, "optim.lr=1 --optim.lr=2", "'optim.lr' is given twice"),
     (2, "model=3", "model has no kind '3'"),
-    (2, "model.kind=gan", "model has no kind 'gan' (command line); known: diffusion"),
+    (2, "model.kind=gan", "model has no kind 'gan' (command line); known: autoencoder, diffusion"),
     (2, "model.target=edmm", "did you mean 'edm'?"),
     (2, "model.process=", "model.process has no kind ''"),
     (2, "model.process=VP", "did you mean 'vp'?"),

@@ -120,7 +120,8 @@ class BernoulliModule(nn.Module):
             return x
         u = self.share(x)
         cut = noise.masking(0, x.shape[1:]).to(u) if self.binarise == "random" else 0.5
-        return (u > cut).to(x.dtype).mul_(self.span).add_(self.low)
+        binary = (u > cut).to(x.dtype).mul_(self.span).add_(self.low)
+        return binary.add_(x, alpha=0)  # what is not a number stays so
 
     def nats(self, parameters: Tensor, x: Tensor) -> Tensor:
         """The cross-entropy of σ(l) with u in nats, [B]; −log P(x|z) where x is binary."""
