@@ -20,10 +20,12 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +40,6 @@ SHARD = 32 << 20
 
 MAX_HEADER = 1 << 16
 """The most bytes of a shard's header; ours take a hundred."""
-
-MAX_NAMES = 4 << 30
-"""The most bytes of the file of names."""
 
 OPEN = 128
 """How many shards are mapped at once: each takes a file handle, of which a process has 1024."""
@@ -224,17 +223,15 @@ def _fill(
         shards.append({"rows": len(x), **_entry(content)})
     if not shards:
         raise DataError(f"there is nothing to write to {told}: the data have no samples")
-    lines = "".join(json.dumps(name) + "\n" for name in names).encode()
-    if lines:
-        if lines.count(b"\n") != count:
-            raise ValueError(f"{lines.count(10)} names of {count} rows")
-        fsops.write(temporary / _NAMES, lines, told, option)
+    named = _write_names(temporary / _NAMES, names)
+    if named is not None and named.pop("rows") != count:
+        raise ValueError(f"there are other names than the {count} rows")
     manifest = {
         "format": FORMAT,
         "about": about,
         "dtype": dtype,
         "shape": list(shape),
-        "names": _entry(lines) if lines else None,
+        "names": named,
         "shards": shards,
     }
     manifest["digest"] = _digest(manifest)
@@ -242,6 +239,28 @@ def _fill(
     if len(content) > fsops.MAX_JSON:
         raise ValueError(f"{len(shards)} shards are too many; ask for more rows in each")
     fsops.write(temporary / _MANIFEST, content, told, option)
+
+
+def _write_names(path: Path, names: Iterable[str]) -> dict[str, Any] | None:
+    """Write a line for each name, some thousand at a time; None where there are none."""
+    waiting = iter(names)
+    some = list(islice(waiting, 4096))
+    if not some:
+        return None
+    rows = size = 0
+    digest = hashlib.sha256()
+    handle = fsops.open_to_append(path)
+    try:
+        while some:
+            lines = "".join(json.dumps(name) + "\n" for name in some).encode()
+            fsops.append(handle, lines, path)
+            digest.update(lines)
+            rows, size = rows + len(some), size + len(lines)
+            some = list(islice(waiting, 4096))
+        fsops.flush(handle, path)
+    finally:
+        os.close(handle)
+    return {"rows": rows, "bytes": size, "sha256": digest.hexdigest()}
 
 
 def _gathered(parts: Iterable[np.ndarray], rows_per_shard: int | None) -> Iterator[np.ndarray]:
