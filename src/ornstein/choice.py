@@ -6,7 +6,7 @@ the annotation is the registry.
 """
 
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -46,6 +46,31 @@ class RunRef(Choice):
 Load = Callable[[RunRef], Any]
 """Turns a reference into the trained model behind it: `build` is handed one, so that no
 family needs to know what a run is."""
+
+
+def references(choice: Any) -> Iterator[RunRef]:
+    """Every reference to a run in a choice."""
+    if isinstance(choice, RunRef):
+        yield choice
+    elif isinstance(choice, Choice):
+        for name in type(choice).model_fields:
+            yield from references(getattr(choice, name))
+    elif isinstance(choice, tuple | list):
+        for item in choice:
+            yield from references(item)
+
+
+def pinned(choice: Any, pin: Callable[[RunRef], RunRef]) -> Any:
+    """The choice with every reference to a run in it pinned."""
+    if isinstance(choice, RunRef):
+        return pin(choice)
+    if isinstance(choice, tuple | list):
+        return type(choice)(pinned(item, pin) for item in choice)
+    if not isinstance(choice, Choice):
+        return choice
+    fields = {name: pinned(getattr(choice, name), pin) for name in type(choice).model_fields}
+    changed = {k: v for k, v in fields.items() if v is not getattr(choice, k)}
+    return choice.model_copy(update=changed) if changed else choice
 
 
 def members(annotation: Any) -> list[Any]:

@@ -34,7 +34,6 @@ from torch.utils._pytree import tree_leaves
 
 from ornstein import memory
 from ornstein.checkpoint import ENTRY, REST
-from ornstein.data.stream import Stream
 from ornstein.noise import Noise
 from ornstein.prepare import OVERHEAD, default_device, lengthened, update_seconds
 from ornstein.run import loader
@@ -89,12 +88,12 @@ def estimate(run: Run, previews: bool = True) -> Estimate:
 
     The process should be one that has done nothing else, as a training's is.
     """
-    recipe, dataset, load = run.recipe, run.dataset, loader(type(run.recipe))
+    recipe, dataset, load = run.recipe, run.training_data, loader(type(run.recipe))
     device = default_device()
     optim = recipe.optim
     # As `train` begins: what is imported and kept for these two stays resident.
-    learner = recipe.learner(run.info, load).to(device)
-    source = Stream(dataset, recipe.seed, recipe.objective.range, recipe.augment)
+    learner = run.untrained().to(device)
+    source = run.source()
     flops = flops_per_sample(learner, source, recipe.seed)
     matmul_peak(device, torch.float32)
     resident = memory.held(device)
@@ -168,10 +167,9 @@ class Count(NamedTuple):
 
 def _count(run: Run, previews: bool) -> Count:
     """Count the tensors of a training: two small updates, a preview, and a checkpoint."""
-    recipe, load = run.recipe, loader(type(run.recipe))
-    device, optim = default_device(), recipe.optim
-    source = Stream(run.dataset, recipe.seed, recipe.objective.range, recipe.augment)
-    state = TrainState(recipe.learner(run.info, load).to(device), optim)
+    recipe, device = run.recipe, default_device()
+    optim, source = recipe.optim, run.source()
+    state = TrainState(run.untrained().to(device), optim)
     parts = 2 if (optim.micro_batch or optim.batch) < optim.batch else 1  # gradients accumulate
 
     def update(micro: int) -> None:
@@ -203,12 +201,12 @@ def _count(run: Run, previews: bool) -> Count:
         how = recipe.preview or recipe.generation
         with counter, torch.no_grad():
             noise = Noise.of(recipe.seed, "estimate", ids)
-            states = how(model, recipe.at_model_scale(run.info), noise)
+            states = how(model, recipe.at_model_scale(run.seen), noise)
             list(itertools.islice(states, 2))
     files = [_tensors(state.learner), *map(_tensors, state.averages.values()), moments]
     groups = [_bytes(tensors) for tensors in files]
     entries = len(kept) + len(moments)
-    batch = optim.batch * int(np.prod(run.info.shape)) * 4
+    batch = optim.batch * int(np.prod(run.seen.shape)) * 4
     return Count(
         kept=_bytes(kept) + _bytes(moments),
         gradients=_bytes(gradients),

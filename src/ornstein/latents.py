@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from ornstein import memory
-from ornstein.autoencoders.bottlenecks import FSQ, VQ
 from ornstein.autoencoders.codec import Codec
+from ornstein.autoencoders.discrete import Codebooks, Level, joined, split
 from ornstein.autoencoders.model import Autoencoder
 from ornstein.errors import ConfigError, OutOfMemory
 from ornstein.metrics.codes import Usage, active, unit_kl, usage
@@ -53,13 +53,15 @@ class Codes(NamedTuple):
     """The likeliest codes of n held-out samples, flattened to L units each, on the CPU.
 
     ids: int64 [n], the samples' numbers. z: float32 [n, L]. std: the same, of q(z|x), where that
-    is Gaussian; z is its mean then. indices: int64 [n, places], where codes are of a codebook.
+    is Gaussian; z is its mean then. indices: int64 [n, places], where codes are of codebooks, of
+    all `levels`, the coarsest first.
     """
 
     ids: np.ndarray
     z: Tensor
     std: Tensor | None = None
     indices: Tensor | None = None
+    levels: tuple[Level, ...] = ()
 
     @property
     def kl(self) -> Tensor | None:
@@ -229,15 +231,17 @@ def codes(
     return _joined([code for *_, code in _passes(run, model, ids, None, seed, progress)])
 
 
-def codebook(run: Run, found: Codes) -> Usage | None:
-    """How the run's codebook is used in these codes; None where it has none."""
-    chosen = autoencoder(run).bottleneck
-    if not isinstance(chosen, VQ | FSQ):
-        return None
-    assert found.indices is not None
-    return usage(
-        found.indices, chosen.codes if isinstance(chosen, VQ) else math.prod(chosen.levels)
-    )
+def codebooks(found: Codes) -> dict[str, Usage]:
+    """How codebooks are used in these codes, by level: "top" and "bottom", or "" for the only one;
+    empty where there is none."""
+    if found.indices is None:
+        return {}
+    names = ("",) if len(found.levels) == 1 else ("top", "bottom")
+    parts = split(found.indices, found.levels)
+    return {
+        name: usage(indices, level.codes)
+        for name, indices, level in zip(names, parts, found.levels, strict=True)
+    }
 
 
 @torch.no_grad()
@@ -352,11 +356,14 @@ def _passes(
             given = corruption(given, Noise.of(seed, "reconstruct/corruption", numbers), info)
         with _memory(len(part)):
             code = model.encode(given)
-        z, std, indices = (
-            None if t is None else t.flatten(1).cpu() for t in (code.z, code.std, code.indices)
-        )
+        z, std = (None if t is None else t.flatten(1).cpu() for t in (code.z, code.std))
         assert z is not None
-        yield _Pass(part, x, given, Codes(part, z.float(), std, indices))
+        found = Codes(part, z.float(), std)
+        if code.indices is not None:
+            assert isinstance(model.bottleneck, Codebooks)
+            indices = joined((code.indices,)).cpu()
+            found = found._replace(indices=indices, levels=model.bottleneck.levels)
+        yield _Pass(part, x, given, found)
         if progress is not None:
             progress(start + len(part), len(ids))
 
@@ -386,6 +393,7 @@ def _joined(parts: Sequence[Codes]) -> Codes:
         z,
         whole([part.std for part in parts]),
         whole([part.indices for part in parts]),
+        parts[0].levels,
     )
 
 
@@ -402,7 +410,7 @@ def _corruption(run: Run) -> Corruption | None:
 def check_moves(run: Run) -> None:
     """Raises: ConfigError for codes whose numbers cannot be moved by themselves."""
     kind = autoencoder(run).bottleneck.kind
-    if kind in ("vq", "fsq"):
+    if kind in ("vq", "fsq", "hierarchy"):
         raise ConfigError(
             f"codes of {run.path.name} are entries of a codebook ({kind}), of which no number "
             f"moves by itself; `ornstein reconstruct {run.path.name}` says how the codebook is used"

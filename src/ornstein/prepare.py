@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ornstein import ranks
-from ornstein.choice import Choice, Load, RunRef
+from ornstein.choice import Load, RunRef, pinned
 from ornstein.data.stream import Stream
 from ornstein.errors import ConfigError, of_section
 from ornstein.noise import Noise
@@ -137,16 +137,3 @@ def check(recipe: Recipe, info: DataInfo, load: Load) -> None:
             continue
         with torch.no_grad(), of_section(key):
             next(begin(learner.model, recipe.at_model_scale(info), noise))
-
-
-def pinned(choice: Any, pin: Callable[[RunRef], RunRef]) -> Any:
-    """The choice with every reference to a run in it pinned."""
-    if isinstance(choice, RunRef):
-        return pin(choice)
-    if isinstance(choice, tuple | list):
-        return type(choice)(pinned(item, pin) for item in choice)
-    if not isinstance(choice, Choice):
-        return choice
-    fields = {name: pinned(getattr(choice, name), pin) for name in type(choice).model_fields}
-    changed = {k: v for k, v in fields.items() if v is not getattr(choice, k)}
-    return choice.model_copy(update=changed) if changed else choice

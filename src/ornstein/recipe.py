@@ -15,20 +15,33 @@ import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self, TypeVar, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    NamedTuple,
+    Protocol,
+    Self,
+    TypeVar,
+    runtime_checkable,
+)
 
 from pydantic import Field, model_validator
 
+from ornstein.autoencoders.code_drawing import CodeDrawing
 from ornstein.autoencoders.decoding import Decoding
 from ornstein.autoencoders.model import Autoencoder
+from ornstein.autoencoders.prior import CodePrior
 from ornstein.choice import Choice, Load
 from ornstein.data.augment import Augment
 from ornstein.data.info import DataInfo, Measure
 from ornstein.data.sources import Data, Digits
 from ornstein.diffusion.model import Diffusion
 from ornstein.diffusion.sampling import Sampling
+from ornstein.encoding import Encoding
 from ornstein.errors import CheckpointError, ConfigError, nearest, of_section
 from ornstein.objectives.autoencoding import Autoencoding
+from ornstein.objectives.codes import Codes
 from ornstein.objectives.denoising import Denoising, Gridded
 from ornstein.objectives.score_matching import ScoreMatching
 from ornstein.objectives.variational import Hybrid, Variational
@@ -79,17 +92,34 @@ class Reconstructs(Protocol):
         """What is left of x [B, *info.shape], both at the model's scale."""
 
 
-Model = Annotated[Diffusion | Autoencoder, Field(discriminator="kind")]
+Model = Annotated[Diffusion | Autoencoder | CodePrior, Field(discriminator="kind")]
 Objective = Annotated[
-    Denoising | ScoreMatching | Hybrid | Variational | Autoencoding, Field(discriminator="kind")
+    Denoising | ScoreMatching | Hybrid | Variational | Autoencoding | Codes,
+    Field(discriminator="kind"),
 ]
-Drawing = Annotated[Sampling | Decoding, Field(discriminator="kind")]
+Drawing = Annotated[Sampling | Decoding | CodeDrawing, Field(discriminator="kind")]
+
+
+class Family(NamedTuple):
+    """Which objectives and which ways of generating go with a kind of models; the first of each is
+    what a sentence proposes."""
+
+    objectives: tuple[type[Choice], ...]
+    drawings: tuple[type[Choice], ...]
+
+
+FAMILIES: dict[type[Choice], Family] = {
+    Diffusion: Family((Denoising, ScoreMatching, Hybrid, Variational), (Sampling,)),
+    Autoencoder: Family((Autoencoding,), (Decoding,)),
+    CodePrior: Family((Codes,), (CodeDrawing,)),
+}
 
 
 class Recipe(Choice):
     """Everything chosen for a run.
 
-    augment: how images are varied on their way to training, whatever data is named.
+    augment: how images are varied on their way to training, whatever data is named. encoding: the
+    trained codec through which the model sees the data, if it does (see `ornstein.encoding`).
     preview: how the pictures during training are made, if not as `generation` says (which may be
     too slow for that). seed: of initial weights, data order, training noise and the split.
     """
@@ -101,6 +131,7 @@ class Recipe(Choice):
     )
     data: Data = Digits()
     augment: Augment = Augment()
+    encoding: Encoding | None = None
     model: Model = Diffusion()
     objective: Objective = Denoising()
     optim: Optim = Optim(samples=1_000_000)
@@ -110,20 +141,46 @@ class Recipe(Choice):
 
     @model_validator(mode="after")
     def _of_one_family(self) -> Self:
-        families = [
-            ("model", isinstance(self.model, Autoencoder), "autoencoder", "diffusion"),
-            ("objective", isinstance(self.objective, Autoencoding), "autoencoding", "denoising"),
-            ("generation", isinstance(self.generation, Decoding), "decoding", "sampling"),
-            ("preview", isinstance(self.preview, Decoding), "decoding", "sampling"),
-        ]
-        wanted = families[0][1]
-        for section, codec, yes, no in families:
-            if codec != wanted and getattr(self, section) is not None:
+        family = FAMILIES.get(type(self.model))
+        if family is None:
+            return self  # of whoever has listed it in a schema of their own
+        for section in ("objective", "generation", "preview"):
+            given = getattr(self, section)
+            fitting = family.objectives if section == "objective" else family.drawings
+            if given is not None and not isinstance(given, fitting):
                 raise ValueError(
                     f"a model of the kind {self.model.kind!r} does not go with "
-                    f"{section}.kind={getattr(self, section).kind}; write "
-                    f"{section}.kind={yes if wanted else no}"
+                    f"{section}.kind={given.kind}; write "
+                    f"{section}.kind={fitting[0].model_fields['kind'].default}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _varied_or_encoded(self) -> Self:
+        if self.encoding is not None and self.augment.wanted:
+            raise ValueError(
+                "augment varies images, and with an encoding the model sees codes that were made "
+                "once; write augment.flip=false augment.crop=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _prior_of_the_codes_it_sees(self) -> Self:
+        if not isinstance(self.model, CodePrior):
+            return self
+        codec = self.model.codec
+        if self.encoding is None or self.encoding.form != "codes":
+            raise ValueError(
+                "a prior over codes sees the data through their codec; write encoding.form=codes "
+                f"encoding.codec.path={codec.path}"
+            )
+        seen = self.encoding.codec
+        if (seen.path, seen.average) != (codec.path, codec.average):
+            raise ValueError(
+                f"model.codec names {codec.path} {codec.average}".rstrip()
+                + f" and encoding.codec {seen.path} {seen.average}".rstrip()
+                + "; a prior is of the codes that it sees: give both the same path and average"
+            )
         return self
 
     def fitted(self, info: DataInfo, farthest: Measure | None = None) -> Self:
@@ -184,9 +241,12 @@ class Recipe(Choice):
 
     def run_name(self) -> str:
         """`<recipe>-<data>-<key>`: the folder of its run, unless another name is given."""
+        return f"{self.name}-{self.data_name()}-{self.key()}"
+
+    def data_name(self) -> str:
+        """What the data is called in the name of a folder."""
         source = getattr(self.data, "path", None) or getattr(self.data, "name", self.data.kind)
-        stem = re.sub(r"[^\w.-]+", "-", Path(str(source)).stem)[:40].strip("-.") or "data"
-        return f"{self.name}-{stem}-{self.key()}"
+        return re.sub(r"[^\w.-]+", "-", Path(str(source)).stem)[:40].strip("-.") or "data"
 
     def yaml(self) -> str:
         """The recipe as a file that `train` takes back."""

@@ -208,7 +208,7 @@ def restored(
             f"steps of the kind {how.step.kind!r} add no noise, so that all draws from one image "
             "would be the same; write step=jump step.eta=1, or --draws 1"
         )
-    model = cast("Denoiser", run.learner(average).model)
+    model = cast("Denoiser", run.pixel_model(average))
     found = _drawn(
         run,
         y,
@@ -254,7 +254,7 @@ def edited(
         raise ConfigError(
             f"--strength lies between 0, the image itself, and 1, no likeness; got {strength:g}"
         )
-    model = cast("Denoiser", run.learner(average).model)
+    model = cast("Denoiser", run.pixel_model(average))
     info = run.recipe.at_model_scale(run.info)
     levels = how.levels(model.process, info)
     a, b = run.info.affine(run.recipe.objective.range)

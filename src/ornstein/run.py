@@ -4,6 +4,7 @@
                 request.yaml      what was asked for, before data and clock filled in the rest
                 provenance.json   where each value came from, and every later change
                 data.json         what is known of the data (`DataInfo`)
+                encoded.json      the same of their codes, where those are what it is trained on
                 metrics.jsonl     one line per update
                 ckpt/             checkpoints, see `ornstein.checkpoint`
                 averages/         power averages set aside, where optim.snapshots asks for them
@@ -28,6 +29,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +39,17 @@ from torch import Tensor
 
 from ornstein import checkpoint as checkpoints
 from ornstein import fsops, memory, pictures, ranks
+from ornstein import plan as plans
 from ornstein import scores as records
+from ornstein.autoencoders.codec import Codec
 from ornstein.averages import Recombined, recombined, sources
-from ornstein.choice import Choice, RunRef
+from ornstein.choice import Choice, RunRef, pinned, references
 from ornstein.data.distances import farthest
 from ornstein.data.images import cache_folder
 from ornstein.data.info import DataInfo, Dataset, Measure
 from ornstein.data.stream import Stream
 from ornstein.drift import FREE, Change, changes, refused
+from ornstein.encoding import Trained, encoded
 from ornstein.errors import (
     CheckpointError,
     ConfigError,
@@ -61,7 +66,7 @@ from ornstein.log import Log, cut, locked
 from ornstein.nats import Likelihood, Nats
 from ornstein.noise import Noise, permutation
 from ornstein.optim import WIDTHS
-from ornstein.prepare import check, concrete, default_device, doubts, measured, pinned
+from ornstein.prepare import check, concrete, default_device, doubts, measured
 from ornstein.recipe import Generation, Latent, Recipe, Reconstructs, stored
 from ornstein.scores import Made, Scores, Split
 from ornstein.settings import difference, resolve
@@ -81,20 +86,26 @@ PREVIEW_SEED = 0
 class Run:
     """A run folder. Make one with `Run.create`, or open one with `Run.open`.
 
-    recipe: the resolved recipe. info: the data, in native values. stopped: what `train` was
-    stopped with, 0 for nothing. On several ranks every one calls each verb alike; all of them get
-    the whole result, and the lead alone writes to the folder.
+    recipe: the resolved recipe. info: the data, in native values. seen: the same of what the model
+    sees of it, where that is its codes (see `encoding`). stopped: what `train` was stopped with, 0
+    for nothing. On several ranks every one calls each verb alike; all of them get the whole
+    result, and the lead alone writes to the folder.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, info: DataInfo) -> None:
+    def __init__(
+        self, path: Path, recipe: Recipe, info: DataInfo, seen: DataInfo | None = None
+    ) -> None:
         self.path = path
         self.recipe = recipe
         self.info = info
+        self.seen = seen or info
         self.device = default_device()
         self.stopped = 0
         self._models: dict[tuple[str, int], Learner] = {}
         self._held: checkpoints.Checkpoint | None = None
         self._dataset: Dataset | None = None
+        self._codes: Dataset | None = None
+        self._codec: Trained | None = None
 
     # Making and opening
 
@@ -125,7 +136,7 @@ class Run:
                 )
             )
         if run.recipe.optim.samples is None:
-            run.recipe = measured(run.recipe, run.dataset, loader(type(recipe)))
+            run.recipe = measured(run.recipe, run.training_data, loader(type(recipe)))
         with ranks.alike():
             if not ranks.leads():
                 pass
@@ -167,11 +178,15 @@ class Run:
             run._dataset = dataset
             run.recipe = run._adopted(recipe, allow)
         else:
-            resolved = concrete(
-                recipe, dataset.info, loader(schema), pinner(schema), _farthest(dataset)
-            )
-            run = cls(path, resolved, dataset.info)
-            run._dataset = dataset
+            codec, data = None, dataset
+            if recipe.encoding is not None:
+                encoding = pinned(recipe.encoding, pinner(schema))
+                recipe = recipe.model_copy(update={"encoding": encoding})
+                codec = codec_of(encoding.codec, schema)
+                data = encoded(dataset, codec, encoding, cache_folder(), progress)
+            resolved = concrete(recipe, data.info, loader(schema), pinner(schema), _farthest(data))
+            run = cls(path, resolved, dataset.info, data.info)
+            run._dataset, run._codes, run._codec = dataset, data, codec
         return run
 
     @property
@@ -188,6 +203,8 @@ class Run:
         Raises: ConfigError where there is none, with the nearest name.
         """
         runs = Path(runs)
+        for place in (Path(path), runs / path):
+            path = plans.result(place) or path  # the run that a plan is for
         found = next((p for p in (Path(path), runs / path) if (p / "recipe.yaml").is_file()), None)
         if found is None:
             known = [path.name for path in run_folders(runs)]
@@ -196,13 +213,15 @@ class Run:
                 raise ConfigError(f"{path} is not a run: it has no recipe.yaml{hint}")
             raise ConfigError(f"there is no run {str(path)!r}{hint}")
         recipe = stored(schema, found)
-        try:
-            info = DataInfo.model_validate(fsops.read_json(found / "data.json"))
-        except ValueError as error:
-            raise CheckpointError(
-                f"{found / 'data.json'} is missing or damaged; restore it, or train afresh"
-            ) from error
-        return cls(found, recipe, info)
+        infos = []
+        for name in ("data.json", "encoded.json")[: 1 + (recipe.encoding is not None)]:
+            try:
+                infos.append(DataInfo.model_validate(fsops.read_json(found / name)))
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{found / name} is missing or damaged; restore it, or train afresh"
+                ) from error
+        return cls(found, recipe, *infos)
 
     def _make(self, request: Recipe, provenance: Mapping[str, str]) -> None:
         """Write the folder of a new run under another name, then give it its own."""
@@ -213,6 +232,8 @@ class Run:
             "provenance.json": _json({"from": {**provenance, **filled}, "changes": []}),
             "data.json": self.info.model_dump_json(indent=1).encode(),
         }
+        if self.recipe.encoding is not None:
+            files["encoded.json"] = self.seen.model_dump_json(indent=1).encode()
         temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.tmp")
         fsops.make_folder(temporary)
         try:
@@ -230,7 +251,7 @@ class Run:
         finally:
             if temporary.exists():
                 fsops.remove(temporary)
-        for doubt in doubts(self.recipe, self.info):
+        for doubt in doubts(self.recipe, self.seen):
             self._note(doubt)
 
     # Training
@@ -261,12 +282,55 @@ class Run:
             self._dataset = dataset
         return self._dataset
 
+    @property
+    def training_data(self) -> Dataset:
+        """What the model is trained on: the data, or their codes.
+
+        Raises: DataError where the data has changed, CheckpointError where the codec has.
+        """
+        if self.recipe.encoding is None:
+            return self.dataset
+        if self._codes is None:
+            codes = encoded(self.dataset, self.codec, self.recipe.encoding, cache_folder())
+            if codes.info.fingerprint != self.seen.fingerprint:
+                raise CheckpointError(
+                    f"run {self.path.name} was trained on other codes than its codec "
+                    f"{self.codec.name} gives now; put the old codec back, or train afresh"
+                )
+            self._codes = codes
+        return self._codes
+
+    @property
+    def codec(self) -> Trained:
+        """The codec through which the model sees the data; only for runs with an encoding.
+
+        Raises: CheckpointError where it has other weights than the run was made with.
+        """
+        assert self.recipe.encoding is not None
+        if self._codec is None:
+            self._codec = codec_of(self.recipe.encoding.codec, type(self.recipe))
+        return self._codec
+
+    def check_references(self) -> None:
+        """Raises: CheckpointError where a run that this one builds on is not as it was then."""
+        for reference in references(self.recipe):
+            _referred(reference, type(self.recipe))
+
+    def source(self) -> Stream:
+        """The stream of training samples, as the objective receives them."""
+        recipe = self.recipe
+        return Stream(self.training_data, recipe.seed, recipe.objective.range, recipe.augment)
+
+    def untrained(self) -> Learner:
+        """The learner as it is before training."""
+        return self.recipe.learner(self.seen, loader(type(self.recipe)))
+
     def state(self) -> TrainState:
         """The training state at the last whole checkpoint, or at the start; it only reads."""
         return self._state(checkpoints.latest(self.path / "ckpt"))
 
     def _state(self, found: checkpoints.Checkpoint | None) -> TrainState:
-        state = TrainState(self._learner(), self.recipe.optim, self.device)
+        state = TrainState(self.untrained(), self.recipe.optim, self.device)
         if found is not None:
             checkpoints.restore(found, state)
         return state
@@ -324,9 +388,8 @@ class Run:
                         for kind in trackers
                     ]
                     log = held.enter_context(Log(self.path / "metrics.jsonl", followers))
-            recipe = self.recipe
             with ranks.alike():
-                source = Stream(self.dataset, recipe.seed, recipe.objective.range, recipe.augment)
+                source = self.source()
 
             def save() -> None:
                 extra = {"seed": self.recipe.seed, "data": self.info.fingerprint}
@@ -379,7 +442,7 @@ class Run:
                     saved_at = time.monotonic()
                     (self.stopped,) = ranks.agreed(self.stopped or stop())  # during the save
                 if draws:
-                    self._try_preview(state)
+                    previews = self._try_preview(state)
                     due.done()
                 yield event
                 if self.stopped:
@@ -465,7 +528,19 @@ class Run:
     ) -> Iterator[Tensor]:
         """The states of the generation of the samples `ids`, at the model's scale."""
         noise = Noise.of(seed, "generate", torch.tensor(ids, device=self.device))
-        return generation(model, self.recipe.at_model_scale(self.info), noise)
+        states = generation(model, self.recipe.at_model_scale(self.seen), noise)
+        return states if self.recipe.encoding is None else map(self._decoded, states)
+
+    def _decoded(self, x: Tensor) -> Tensor:
+        """What the codec says of codes [B, *] at the model's scale: x at the codec's scale."""
+        if x.shape[1:] != self.seen.shape:
+            raise ConfigError(
+                f"run {self.path.name} draws {x[0].numel()} of the {self.seen.shape[0]} codes of a "
+                "sample, and pictures need all; draw with the run of the finest level"
+            )
+        a, b = self.seen.affine(self.recipe.objective.range)
+        assert self.recipe.encoding is not None
+        return self.codec.decode((x - b) / a, self.recipe.encoding.form)
 
     def likelihood(
         self,
@@ -503,8 +578,8 @@ class Run:
         checkpoint, learner = self._load(average)
         self._same_for_all(checkpoint)
         model: Any = learner.model
-        scaled = self.recipe.at_model_scale(self.info)
-        a, b = self.info.affine(self.recipe.objective.range)
+        scaled = self.recipe.at_model_scale(self.seen)
+        a, b = self.info.affine(self._range)
         found: list[Nats] = []
         own = _share(range(len(x)), batch)
         with ranks.alike():
@@ -512,7 +587,11 @@ class Run:
                 values = torch.from_numpy(x[part.start : part.stop]).to(self.device, torch.float32)
                 ids = torch.tensor(part, device=self.device)
                 noise = Noise.of(seed, "likelihood", ids)
-                found.append(how.likelihood(model, scaled, values * a + b, noise))
+                seen, given = values * a + b, dict[str, Tensor]()
+                if self.recipe.encoding is not None:
+                    seen, given = self.codec.law(seen, self.recipe.encoding.form, noise)
+                nats = how.likelihood(model, scaled, seen, noise)
+                found.append(nats._replace(parts={**nats.parts, **given}))
         count = sum(map(len, own))
 
         def whole(of_part: list[Tensor]) -> Tensor:
@@ -539,7 +618,7 @@ class Run:
 
         Raises: ConfigError where this way of generating has no latents.
         """
-        model: Any = self._load(average)[1].model
+        model: Any = self.pixel_model(average)
         how = generation or self.recipe.generation
         if not isinstance(how, Latent):
             raise ConfigError(f"runs that generate by {_kind(how)!r} have no latents")
@@ -561,7 +640,7 @@ class Run:
         batch: int = 64,
     ) -> np.ndarray:
         """What is drawn from latents z [n, *latent], in the data's native values; see `encode`."""
-        model: Any = self._load(average)[1].model
+        model: Any = self.pixel_model(average)
         how = generation or self.recipe.generation
         if not isinstance(how, Latent):
             raise ConfigError(f"runs that generate by {_kind(how)!r} have no latents")
@@ -714,6 +793,18 @@ class Run:
         """The trained learner, ready to use, with an average of its weights (see `generate`)."""
         return self._load(average)[1]
 
+    def pixel_model(self, average: str = "") -> Any:
+        """The trained model, for what works on the data themselves at the model's scale.
+
+        Raises: ConfigError where the model sees codes of them.
+        """
+        if self.recipe.encoding is not None:
+            raise ConfigError(
+                f"run {self.path.name} was trained on codes of the data, and this works on the "
+                "data themselves; name a run without an encoding"
+            )
+        return self.learner(average).model
+
     @contextlib.contextmanager
     def still(self, average: str = "") -> Iterator[None]:
         """Within, the run is as at its last whole checkpoint now, though another process trains
@@ -746,7 +837,7 @@ class Run:
             )
         key = (name or average, int(found.state["step"]))
         if key not in self._models:
-            learner = self._learner()
+            learner = self.untrained()
             try:
                 if name is None:
                     learner.load_state_dict(self._made(found, average).tensors())
@@ -773,7 +864,7 @@ class Run:
         """Model-scale values as the data's own: scaled back, clipped and rounded where the data
         has a range and bins. Raises: NumericsError where they are not finite."""
         info = self.info
-        a, b = info.affine(self.recipe.objective.range)
+        a, b = info.affine(self._range)
         values = (x.detach().cpu().double().numpy() - b) / a
         if not np.isfinite(values).all():
             raise NumericsError(
@@ -791,8 +882,11 @@ class Run:
         whole = width == 1 and low == int(low) and low >= 0 and high <= 255
         return np.asarray(values, dtype=np.uint8 if whole else np.float32)
 
-    def _learner(self) -> Learner:
-        return self.recipe.learner(self.info, loader(type(self.recipe)))
+    @property
+    def _range(self) -> tuple[float, float] | None:
+        """To which native values are taken on their way to the model, or to its codec."""
+        encoded = self.recipe.encoding is not None
+        return self.codec.range if encoded else self.recipe.objective.range
 
     def _average(self, asked: str) -> str | None:
         """The name of the file of weights that is meant; None for an average that is to be made
@@ -827,8 +921,9 @@ class Run:
             )
         return result
 
-    def _try_preview(self, state: TrainState) -> None:
-        """A picture that cannot be drawn or written must not end a training."""
+    def _try_preview(self, state: TrainState) -> bool:
+        """A picture that cannot be drawn or written must not end a training; whether the next one
+        may be tried."""
         try:
             self._preview_of(state)
         except ProcessLost:
@@ -836,7 +931,11 @@ class Run:
         except (OrnsteinError, RuntimeError) as error:
             if ranks.world() > 1 and not isinstance(error, OrnsteinError):
                 raise  # the others would wait for this one
+            if isinstance(error, ConfigError):  # which training does not change
+                self._note(f"no previews: {error}")
+                return False
             self._note(f"no preview after update {state.step}: {error}")
+        return True
 
     @torch.no_grad()
     def _preview_of(self, state: TrainState, n: int = 16) -> None:
@@ -945,13 +1044,19 @@ class Run:
                 f"--allow-change {change.key}"
             )
         if allow:
-            fitted = request.fitted(self.info, _farthest(self.dataset))
+            if any(change.key.startswith("encoding") for change in found):
+                raise CheckpointError(
+                    f"run {self.path.name} keeps the encoding that it was made with; choose "
+                    "another name with --run"
+                )
+            request = request.model_copy(update={"encoding": self.recipe.encoding})
+            fitted = request.fitted(self.seen, _farthest(self.training_data))
             adopted: Recipe = pinned(fitted, pinner(type(request)))
         else:
             # What was measured or pinned when the run was made stays as it is.
             taken = {name: getattr(request, name) for name in ("optim", *FREE)}
-            adopted = self.recipe.model_copy(update=taken).fitted(self.info)
-        check(adopted, self.info, loader(type(adopted)))
+            adopted = self.recipe.model_copy(update=taken).fitted(self.seen)
+        check(adopted, self.seen, loader(type(adopted)))
         length = {"optim.minutes", "optim.samples"}
         if adopted.optim.samples is None and not length & {change.key for change in found}:
             optim = adopted.optim.model_copy(update={"samples": self.total})
@@ -979,8 +1084,9 @@ class Run:
 
 
 def run_folders(runs: Path) -> list[Path]:
-    """The folders of all runs, in the order of their names."""
-    found = (path.parent for path in sorted(runs.glob("*/recipe.yaml")))
+    """The folders of all runs, those of a plan's stages too, in the order of their names."""
+    staged = (path.parent.glob("*/recipe.yaml") for path in runs.glob(f"*/{plans.FILE}"))
+    found = (path.parent for path in sorted([*runs.glob("*/recipe.yaml"), *chain(*staged)]))
     return [path for path in found if not path.name.endswith(".tmp")]  # those are half-made
 
 
@@ -1013,16 +1119,37 @@ def loader(schema: type[Recipe]) -> Callable[[RunRef], Any]:
     """What turns a reference to a run into the model behind it, frozen."""
 
     def load(reference: RunRef) -> Any:
-        run = Run.open(reference.path, schema=schema)
-        found = run.weights(reference.average)
-        if reference.weights and found != reference.weights:
-            raise CheckpointError(
-                f"{reference.path} has other weights ({found[:12]}...) than the recipe names "
-                f"({reference.weights[:12]}...); put the old ones back, or train afresh"
-            )
-        return run.learner(reference.average).model
+        return _referred(reference, schema)[0].learner(reference.average).model
 
     return load
+
+
+def codec_of(reference: RunRef, schema: type[Recipe] = Recipe) -> Trained:
+    """The trained codec that a reference means.
+
+    Raises: ConfigError where it is no autoencoder, CheckpointError where its weights are others
+    than the reference names.
+    """
+    run, weights = _referred(reference, schema)
+    model = run.learner(reference.average).model
+    if not isinstance(model, Codec):
+        raise ConfigError(
+            f"{reference.path} is no autoencoder, so it cannot encode data; name a run of "
+            "vae, vq_vae or another autoencoder"
+        )
+    return Trained(model, run.info, run.recipe.objective.range, weights, run.path.name)
+
+
+def _referred(reference: RunRef, schema: type[Recipe]) -> tuple[Run, str]:
+    """The run that a reference means, and the SHA-256 of its weights."""
+    run = Run.open(reference.path, schema=schema)
+    found = run.weights(reference.average)
+    if reference.weights and found != reference.weights:
+        raise CheckpointError(
+            f"{reference.path} has other weights ({found[:12]}...) than the recipe names "
+            f"({reference.weights[:12]}...); put the old ones back, or train afresh"
+        )
+    return run, found
 
 
 def _alike(digest: str) -> bool:

@@ -29,6 +29,13 @@ from ornstein.yamltree import Bare, dotted, load, native, show, to_text
 ChoiceT = TypeVar("ChoiceT", bound=Choice)
 
 
+class Section(NamedTuple):
+    """A part of a YAML file, as `load` has it, that stands for a file of its own."""
+
+    path: Path
+    tree: dict[str, Any]
+
+
 class Resolved(NamedTuple, Generic[ChoiceT]):
     """A choice, the source of each of its leaves by dotted key, and what the user should know.
 
@@ -43,7 +50,7 @@ class Resolved(NamedTuple, Generic[ChoiceT]):
 def resolve(
     schema: type[ChoiceT],
     base: Choice | Mapping[str, Any],
-    file: Path | None = None,
+    file: Path | Section | None = None,
     overrides: Sequence[str] = (),
 ) -> Resolved[ChoiceT]:
     """Merge the layers, validate once, and say where every value came from.
@@ -51,13 +58,16 @@ def resolve(
     Of a `base` that is a choice, what it sets explicitly counts as the recipe's.
     Raises: ConfigError, naming the key, its source and what to write instead.
     """
-    sources = ["default", "recipe", f"file {file}", "command line"]
+    if isinstance(file, Path):
+        file = Section(file, load(file))
+    path, given = file or (None, {})
+    sources = ["default", "recipe", f"file {path}", "command line"]
     tree: Any = {}
     if isinstance(base, schema):
         tree, base = _node(base, "recipe"), {}
     elif isinstance(base, Choice):
         fail(f"the recipe must be a {schema.__name__}, got a {type(base).__name__}")
-    layers = [dict(base), load(file) if file is not None else {}, dotted(overrides)]
+    layers = [dict(base), given, dotted(overrides)]
     problems: list[str] = []
     notes: dict[str, str] = {}
     for source, layer in zip(sources[1:], layers, strict=True):

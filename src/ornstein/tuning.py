@@ -87,9 +87,10 @@ def tune(
         raise ConfigError(f"a fit needs more than 0 minutes, got {seconds / 60:g}")
     with run.still(average):
         flow = flow_of(run, average)
-        count = starts or _starts(math.prod(run.info.shape))
+        shape = run.seen.shape
+        count = starts or _starts(math.prod(shape))
         ids = torch.arange(3 * count, device=run.device)
-        z = Noise.of(seed, "tune", ids).normal(0, run.info.shape)
+        z = Noise.of(seed, "tune", ids).normal(0, shape)
         yield Step(0, f"solving the flow from {3 * count} starts")
         true = truth(flow, z)
         if not bool(true.end.isfinite().all()):
@@ -180,7 +181,7 @@ def flow_of(run: Run, average: str = "") -> Flow:
             f"runs that generate by {own.kind!r} take no steps, so there is no solver to fit"
         )
     model = cast(Denoiser, run.learner(average).model)
-    info = run.recipe.at_model_scale(run.info)
+    info = run.recipe.at_model_scale(run.seen)
     denoise = own.denoise(model, info)
     return Flow(denoise, model.process, spread=info.std or 1.0, scale=model.sigma_data)
 

@@ -5,6 +5,7 @@
     gaussian   N(mean(x), std(x)²), against a prior N(0, I)      VAE, β-VAE
     vq         the nearest of K learned vectors                  VQ-VAE
     fsq        each number rounded to one of a few               finite scalar quantisation
+    hierarchy  two levels of vectors, one at half the size       VQ-VAE-2
 
 `features` says how many numbers of the encoder make one number of the code.
 """
@@ -19,6 +20,8 @@ from ornstein.choice import Choice
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ornstein.autoencoders.quantizers import VQModule
 
 
 class Plain(Choice):
@@ -104,7 +107,7 @@ class VQ(Choice):
         """Numbers of the encoder for one of the code."""
         return 1
 
-    def build(self, latent: tuple[int, ...]) -> nn.Module:
+    def build(self, latent: tuple[int, ...]) -> VQModule:
         """The module; the vectors have latent[0] numbers."""
         from ornstein.autoencoders.quantizers import VQModule
 
@@ -146,4 +149,36 @@ class FSQ(Choice):
         return FSQModule(latent, self.levels)
 
 
-BottleneckChoice = Annotated[Plain | TopK | Gaussian | VQ | FSQ, Field(discriminator="kind")]
+class Hierarchy(Choice):
+    """Vectors of two codebooks, a coarse layout at half the size and a fine one that is chosen in
+    view of it; the decoder gets both (A. Razavi et al. 2019, "Generating diverse high-fidelity
+    images with VQ-VAE-2", arXiv:1906.00446; notes fig 1-10).
+
+    Half of a code's units are the fine vector's, half say what the coarse one means there. top,
+    bottom: the coarse and the fine quantiser. channels, blocks: of the nets between the two.
+    """
+
+    kind: Literal["hierarchy"] = "hierarchy"
+    top: VQ = VQ()
+    bottom: VQ = VQ()
+    channels: int = Field(64, ge=1, le=8192, description="of the nets between the levels")
+    blocks: int = Field(1, ge=0, le=64, description="residual blocks of each of them")
+
+    @property
+    def features(self) -> int:
+        """Numbers of the encoder for one of the code."""
+        return 1
+
+    def build(self, latent: tuple[int, ...]) -> nn.Module:
+        """The module; vectors have latent[0]/2 numbers.
+
+        Raises: ConfigError where codes have no layout, or an odd number of units.
+        """
+        from ornstein.autoencoders.hierarchical import HierarchyModule
+
+        return HierarchyModule(latent, self.top, self.bottom, self.channels, self.blocks)
+
+
+BottleneckChoice = Annotated[
+    Plain | TopK | Gaussian | VQ | FSQ | Hierarchy, Field(discriminator="kind")
+]

@@ -26,8 +26,9 @@ class Code(NamedTuple):
     z: what the decoder gets. kl: KL(q(z|x) ‖ p(z)) in nats, [B], where the code is a law; of an
     entry of a codebook −log p(z), once it is not trained any more.
     mean, std: of q(z|x), like z, where it is Gaussian. indices: int64 [B, *places], where z is
-    made of a codebook. penalties: name -> [B], weighted, to be minimised. stats: sums over the
-    samples, of which `after_step` gets the sums over the global batch.
+    made of a codebook; of several, flat [B, P] (`discrete.joined`). penalties: name -> [B],
+    weighted, to be minimised. stats: sums over the samples, of which `after_step` gets the sums
+    over the global batch.
     """
 
     z: Tensor

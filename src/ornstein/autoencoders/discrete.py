@@ -12,13 +12,16 @@ The counts, taken for each place of a code by itself, also give a law of codes,
 
 which stands in for a prior until one is trained. It knows how often codes are used where, and
 nothing of what goes together.
+
+A code may have several levels, each with a codebook and a layout of its own. All its indices in a
+row, level by level, the coarsest first, and each in raster order, are its flat form [B, P].
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +33,57 @@ if TYPE_CHECKING:
 
 MEMORY = 0.99  # of the law: what an update leaves of the counts before it
 LARGEST = 1 << 22  # numbers of a law; a larger one is that of all places together
+
+
+class Level(NamedTuple):
+    """A codebook of `codes` entries and where they stand: size = (h, w), or () for one place."""
+
+    codes: int
+    size: tuple[int, ...]
+
+    @property
+    def places(self) -> int:
+        """How many entries a sample has."""
+        return math.prod(self.size)
+
+
+@runtime_checkable
+class Codebooks(Protocol):
+    """A bottleneck whose codes are entries of codebooks; what a prior over them can rely on.
+
+    epoch: samples of an epoch, over which usage is counted. With one level, indices are laid out as
+    it is, [B, *size]; with several they are flat, [B, P].
+    """
+
+    epoch: int
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels, the coarsest first."""
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """z [B, *latent], which the decoder takes, of int64 indices."""
+
+    def draw_indices(self, noise: Noise) -> Tensor:
+        """Indices from a law that knows how often each is used where."""
+
+    def code_nats(self, indices: Tensor) -> Tensor:
+        """−log p(indices) by that law in nats, [B]."""
+
+    def report(self) -> dict[str, Tensor]:
+        """Shares used and perplexities over an epoch, by name."""
+
+
+def split(flat: Tensor, levels: Sequence[Level]) -> list[Tensor]:
+    """The indices of each level, [B, *size], of a flat code [B, P]."""
+    assert flat.shape[1:] == (sum(one.places for one in levels),), "a code of other levels"
+    parts = flat.split([one.places for one in levels], 1)
+    return [part.reshape(len(flat), *one.size) for part, one in zip(parts, levels, strict=True)]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The flat code [B, P] of the indices of each level, [B, *size]; undoes `split`."""
+    return torch.cat([part.reshape(len(part), math.prod(part.shape[1:])) for part in parts], 1)
 
 
 def usage(counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,6 +127,11 @@ class Discrete(nn.Module):
         raise NotImplementedError
 
     @property
+    def levels(self) -> tuple[Level, ...]:
+        """The one level that there is."""
+        return (Level(self.codes, self.latent[1:]),)
+
+    @property
     def counts(self) -> Tensor:
         """Uses of each code in the last whole epoch, or in the first as far as it is: int64 [K]."""
         return torch.where(self.whole.any(), self.whole, self.tally)
@@ -86,6 +145,11 @@ class Discrete(nn.Module):
     def perplexity(self) -> Tensor:
         """The perplexity of `counts`."""
         return usage(self.counts)[1]
+
+    def report(self) -> dict[str, Tensor]:
+        """`used` and `perplexity`."""
+        used, perplexity = usage(self.counts)
+        return {"used": used, "perplexity": perplexity}
 
     def law(self) -> Tensor:
         """p_place(k), [places, K], or [1, K] for all places, from recent updates; as if one more

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from ornstein.autoencoders.bottlenecks import FSQ, BottleneckChoice, Gaussian
+from ornstein.autoencoders.bottlenecks import FSQ, BottleneckChoice, Gaussian, Hierarchy
 from ornstein.autoencoders.likelihoods import LikelihoodChoice, Normal
 from ornstein.choice import Choice, Load
 from ornstein.nn.codecnets import CodecNet, Conv, Dense
@@ -32,7 +32,8 @@ class Autoencoder(Choice):
     def fitted(self, info: DataInfo, farthest: Measure | None = None) -> Autoencoder:
         """This choice with the nets filled in, if they were left to the data."""
         units = len(self.bottleneck.levels) if isinstance(self.bottleneck, FSQ) else self.units
-        nets = self.nets or (Conv() if len(info.shape) == 3 else Dense())
+        flat = not isinstance(self.bottleneck, Hierarchy)
+        nets = self.nets or (Conv(flat=flat) if len(info.shape) == 3 else Dense())
         return self.model_copy(update={"nets": nets, "units": units})
 
     def build(self, info: DataInfo, load: Load) -> Codec:

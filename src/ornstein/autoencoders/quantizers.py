@@ -85,7 +85,7 @@ class VQModule(Discrete):
         h = h.to(self.codebook.dtype)  # and so is what follows, in narrow networks, too
         rows = _rows(h.detach())
         indices = nearest(rows, self.codebook.detach()).view(len(h), *h.shape[2:])
-        if not self._has_started():
+        if not self.has_started():
             stats = {} if noise is None else self._first(rows, noise)
             nothing = 0 * self.codebook.sum()  # of which all ranks must have a gradient
             names = ["commitment", "codebook"][: 1 + (self.update == "gradient")]
@@ -109,7 +109,7 @@ class VQModule(Discrete):
     def after_step(self, stats: Mapping[str, Tensor], noise: Noise) -> None:
         """Eq 13, restarts and counts, or the start. stats: summed over the global batch. noise: of
         one sample, the same on all ranks."""
-        if not self._has_started():
+        if not self.has_started():
             self._start(stats, noise)
             return
         self.count(stats)
@@ -166,7 +166,8 @@ class VQModule(Discrete):
         self.codebook.copy_(torch.where(revived[:, None], given, self.codebook))
         self.n.copy_(torch.where(revived, mean, self.n))
 
-    def _has_started(self) -> bool:
+    def has_started(self) -> bool:
+        """Whether there are vectors to choose from: before the k-means, z = E(x)."""
         self._started = self._started or bool(self.started)
         return self._started
 

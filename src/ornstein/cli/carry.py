@@ -43,8 +43,7 @@ def carry_out(
     """Make or find the run that is asked for, and train it to its end or until it is stopped."""
     import torch
 
-    from ornstein.data.stream import Stream
-    from ornstein.run import Run, checked_name, loader
+    from ornstein.run import Run, checked_name
     from ornstein.training import flops_per_sample, matmul_peak, precision
 
     for note in asked.notes:
@@ -60,6 +59,7 @@ def carry_out(
     run = Run.create(
         asked.recipe, runs, name, asked.provenance, allow=allow, progress=counted("reading")
     )
+    run.check_references()
     _report_data(run)
     if ranks.from_lead(run.finished):
         say(
@@ -69,11 +69,9 @@ def carry_out(
         )
         return Outcome(run, 0)
     start = run.samples
-    learner = run.recipe.learner(run.info, loader(type(run.recipe))).to(run.device)
+    learner = run.untrained().to(run.device)
     parameters = sum(p.numel() for p in learner.parameters())
-    recipe = run.recipe
-    source = Stream(run.dataset, recipe.seed, recipe.objective.range, recipe.augment)
-    flops = flops_per_sample(learner, source, run.recipe.seed)
+    flops = flops_per_sample(learner, run.source(), run.recipe.seed)
     del learner  # a copy of all weights
     bf16 = precision(run.recipe.optim.precision, run.device) == "bf16"
     peak = ranks.world() * matmul_peak(run.device, torch.bfloat16 if bf16 else torch.float32)

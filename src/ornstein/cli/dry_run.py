@@ -47,7 +47,7 @@ def dry_run(
     for line in commented(found.recipe, sources(asked, run, found.recipe)):
         print(line)
     print()
-    for line in (*about_data(run), *doubts(run.recipe, run.info), *costs(run, found)):
+    for line in (*about_data(run), *doubts(run.recipe, run.seen), *costs(run, found)):
         print(line)
     if replaced:
         print(f"folder: {path} would be made; the run that is there would be set aside")

@@ -62,7 +62,7 @@ def reconstruct(
         found = latents.reconstructions(
             opened, n, seed, average, shown=columns, progress=counted("reconstructed")
         )
-    used = latents.codebook(opened, found.codes)
+    used = latents.codebooks(found.codes)
     drawn = picture_of_reconstructions(found, opened)
     fsops.make_folder(out.parent, "--out")
     fsops.replace(out, pictures.png(drawn), "--out")
@@ -71,8 +71,8 @@ def reconstruct(
     return 0
 
 
-def table(found: Reconstructions, used: Usage | None) -> str:
-    """What was measured, for a person to read."""
+def table(found: Reconstructions, used: dict[str, Usage]) -> str:
+    """What was measured, for a person to read; used: of codebooks, as `latents.codebooks` says."""
     from ornstein.cli.evaluate import aligned
     from ornstein.metrics.codes import ACTIVE, active_units
 
@@ -84,9 +84,12 @@ def table(found: Reconstructions, used: Usage | None) -> str:
     ]
     units = codes.z.shape[1]
     made = f"{units:,} number{'s' * (units > 1)}"
-    if used is not None:
-        places = used.codes // len(codes.ids)
-        made = f"{places:,} places, each one of {used.entries:,} entries"
+    if used:
+        made = " and ".join(
+            f"{one.codes // len(codes.ids):,} {name}{' ' * bool(name)}places, each one of "
+            f"{one.entries:,} entries"
+            for name, one in used.items()
+        )
     lines = [f"{len(codes.ids):,} held-out samples, codes of {made}", "", *aligned(rows)]
     kl = codes.kl
     if kl is not None:
@@ -96,12 +99,14 @@ def table(found: Reconstructions, used: Usage | None) -> str:
             f"{count:,} of {units:,} units are active: their means vary by more than {ACTIVE:g}",
             f"a code costs {float(kl.sum()):.2f} nats, the costliest unit {float(kl.max()):.2f}",
         ]
-    if used is not None:
-        lines += [
-            "",
-            f"{used.used:,} of {used.entries:,} entries are used ({used.share:.0%}), with a "
-            f"perplexity of {used.perplexity:.1f}, in {used.codes:,} places",
-        ]
+    if used:
+        lines.append("")
+        for name, one in used.items():
+            level = f"{name}: " if name else ""
+            lines.append(
+                f"{level}{one.used:,} of {one.entries:,} entries are used ({one.share:.0%}), with "
+                f"a perplexity of {one.perplexity:.1f}, in {one.codes:,} places"
+            )
     elif bool((on := codes.z != 0).logical_not().any()):
         lines += [
             "",
@@ -111,7 +116,7 @@ def table(found: Reconstructions, used: Usage | None) -> str:
     return "\n".join(lines)
 
 
-def _json(found: Reconstructions, used: Usage | None) -> str:
+def _json(found: Reconstructions, used: dict[str, Usage]) -> str:
     import json
 
     from ornstein.metrics.codes import active_units
@@ -124,6 +129,8 @@ def _json(found: Reconstructions, used: Usage | None) -> str:
     kl = codes.kl
     if kl is not None:
         record |= {"active_units": active_units(codes.z), "kl": kl.tolist()}
-    if used is not None:
-        record["codebook"] = used._asdict()
+    if "" in used:
+        record["codebook"] = used[""]._asdict()
+    elif used:
+        record["codebooks"] = {name: one._asdict() for name, one in used.items()}
     return json.dumps(record, indent=1)

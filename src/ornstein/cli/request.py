@@ -56,12 +56,7 @@ def request(
     elif options and options.get("optim.samples") is not None:
         words.append("optim.minutes=null")
     if data is not None:
-        source = recognise(data)
-        given = source.model_dump(mode="json", exclude_unset=True)
-        # A path may be read in another way than its looks suggest.
-        if "path" not in given or not any(w.startswith("data.kind=") for w in overrides):
-            words.append(f"data.kind={source.kind}")
-        words += [f"data.{key}={_quoted(value)}" for key, value in given.items() if key != "kind"]
+        words += data_words(data, overrides)
     for word in overrides:
         if "=" not in word and data is None and _is_data(word):
             raise ConfigError(f"{quote(word)} is no setting; to train on it, write --data {word}")
@@ -69,6 +64,16 @@ def request(
     # That other data has other settings goes without saying.
     notes = tuple(note for note in found.notes if data is None or not note.startswith("data "))
     return Request(found.value, found.provenance, notes)
+
+
+def data_words(data: str, overrides: Sequence[str] = ()) -> list[str]:
+    """What --data says as dotted settings. Raises: DataError for what is no data."""
+    source = recognise(data)
+    given = source.model_dump(mode="json", exclude_unset=True)
+    # A path may be read in another way than its looks suggest.
+    chosen = "path" in given and any(w.startswith("data.kind=") for w in overrides)
+    words = [] if chosen else [f"data.kind={source.kind}"]
+    return words + [f"data.{k}={_quoted(value)}" for k, value in given.items() if k != "kind"]
 
 
 def check_options(

@@ -43,15 +43,21 @@ def runs(
 
 def _lines(runs: Path) -> list[str]:
     """A line for each run."""
+    from ornstein.plan import FILE
+
+    staged = [path for plan in runs.glob(f"*/{FILE}") for path in plan.parent.glob("*/recipe.yaml")]
     folders = [
         path.parent
-        for path in sorted(runs.glob("*/recipe.yaml"))
+        for path in sorted([*runs.glob("*/recipe.yaml"), *staged])
         if not path.parent.name.endswith(".tmp")
     ]
     if not folders:
         return [f"there are no runs in {runs} yet; start with: ornstein demo"]
-    width = max(len(folder.name) for folder in folders)
-    return [f"{folder.name:{width}}  {_described(folder)}" for folder in folders]
+    names = [str(folder.relative_to(runs)) for folder in folders]
+    width = max(map(len, names))
+    return [
+        f"{name:{width}}  {_described(folder)}" for name, folder in zip(names, folders, strict=True)
+    ]
 
 
 def _described(folder: Path) -> str:

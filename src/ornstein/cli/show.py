@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ornstein.plan import Plan
     from ornstein.recipe import Recipe
 
 
@@ -15,7 +16,7 @@ def show(name: str, other: str | None = None, *, runs: Path = Path("runs")) -> N
     Parameters
     ----------
     name: str
-        A recipe, a run, or a YAML file.
+        A recipe, a plan, a run, or a YAML file.
     other: str
         A second one: print only the settings in which the two differ.
     runs: Path
@@ -23,12 +24,26 @@ def show(name: str, other: str | None = None, *, runs: Path = Path("runs")) -> N
     """
     from ornstein.settings import difference
 
+    if other is None and (plan := plan_of(name, runs)) is not None:
+        print(plan.yaml(), end="")
+        return
     first = recipe_of(name, runs)
     if other is None:
         print(first.yaml(), end="")
         return
     for key, (left, right) in difference(first, recipe_of(other, runs)).items():
         print(f"{key}: {_shown(left)} -> {_shown(right)}")
+
+
+def plan_of(name: str, runs: Path) -> Plan | None:
+    """The plan of a plan's name, a plan run or a YAML file; None for another word."""
+    from ornstein import plan
+    from ornstein.cli import staged
+
+    for folder in (Path(name), runs / name):
+        if (folder / plan.FILE).is_file():
+            return plan.read(folder)
+    return staged.request(name, None, None, None, ()).plan if staged.is_plan(name) else None
 
 
 def _shown(value: Any) -> str:

@@ -26,14 +26,15 @@ def train(
     gpus: int | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Train a recipe on your data; the same command goes on where it stopped.
+    """Train a recipe, or a plan of several; the same command goes on where it stopped.
 
     Parameters
     ----------
     recipe: str
-        A recipe's name (see `ornstein recipes`) or a YAML file.
+        The name of a recipe or a plan (see `ornstein recipes`) or a YAML file.
     overrides: str
-        Dotted settings, such as optim.lr=1e-3 or model.network.channels=[32,64].
+        Dotted settings, such as optim.lr=1e-3 or model.network.channels=[32,64]; of a plan with the
+        name of a stage first, such as codec.optim.lr=1e-3.
     data: str
         A folder of images, a .parquet, .npy or .npz file, "digits", "shapes", or the name of a toy
         distribution.
@@ -66,32 +67,49 @@ def train(
         Only say what would be trained, with the source of every setting, and what it would take:
         memory, time and disk. No run is made.
     """
-    from ornstein.cli.carry import carry_out
+    from ornstein.cli import staged
+    from ornstein.cli.carry import Outcome, carry_out
     from ornstein.cli.dry_run import dry_run as rehearse
-    from ornstein.cli.request import check_options, request
+    from ornstein.cli.request import Request, check_options, request
     from ornstein.cli.together import together
+    from ornstein.errors import ConfigError
+    from ornstein.run import checked_name
     from ornstein.trackers import chosen
 
+    trackers = chosen(track)
+
+    def rehearsed(asked: Request, runs: Path, name: str | None, fresh: bool = False) -> int:
+        return rehearse(
+            asked, runs=runs, name=name, fresh=fresh, allow=allow_change, previews=previews
+        )
+
+    def trained(asked: Request, runs: Path, name: str | None, fresh: bool = False) -> Outcome:
+        return carry_out(
+            asked,
+            runs=runs,
+            name=name,
+            save_every=save_every,
+            fresh=fresh,
+            allow=allow_change,
+            previews=previews,
+            trackers=trackers,
+        )
+
+    if staged.is_plan(recipe):
+        if minutes is not None or samples is not None:
+            raise ConfigError(
+                "the stages of a plan have lengths of their own; write STAGE.optim.samples=N or "
+                "STAGE.optim.minutes=M for each that you want to change"
+            )
+        plan = staged.request(recipe, data, file, seed, overrides)
+        check_options(recipe, runs, save_every, allow_change)
+        folder = runs / (plan.plan.run_name() if run is None else checked_name(run))
+        if dry_run:
+            return staged.dry_run(plan, folder, rehearsed)
+        return together(gpus, lambda: staged.carry_out(plan, folder, fresh, trained))
     options = {"optim.minutes": minutes, "optim.samples": samples, "seed": seed}
     asked = request(recipe, data, file, options, overrides)
     check_options(recipe, runs, save_every, allow_change)
-    trackers = chosen(track)
     if dry_run:
-        return rehearse(
-            asked, runs=runs, name=run, fresh=fresh, allow=allow_change, previews=previews
-        )
-    return together(
-        gpus,
-        lambda: (
-            carry_out(
-                asked,
-                runs=runs,
-                name=run,
-                save_every=save_every,
-                fresh=fresh,
-                allow=allow_change,
-                previews=previews,
-                trackers=trackers,
-            ).code
-        ),
-    )
+        return rehearsed(asked, runs, run, fresh)
+    return together(gpus, lambda: trained(asked, runs, run, fresh).code)

@@ -7,22 +7,20 @@ Y. Burda, R. Grosse, R. Salakhutdinov, "Importance weighted autoencoders", 2015,
 §5.2: a unit that says nothing of x has a posterior that is the prior's, A_u = 0 and KL_u = 0.
 Units that a model uses and those that it does not are far apart, so that the limit hardly matters.
 
-    share = entries used / K,      perplexity = exp( −Σ_k p_k ln p_k ),   p_k: share of entry k
-
-A perplexity is the number of entries that would be as unpredictable if all were used alike. Both
-are of the codes that were counted, and both are low where these are not many times K.
+Of a codebook, the share of entries used and the perplexity are those of `autoencoders.discrete`. A
+perplexity is the number of entries that would be as unpredictable if all were used alike. Both are
+of the codes that were counted, and both are low where these are not many times K.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ornstein.autoencoders.discrete import usage as usage_of
 from ornstein.errors import ConfigError
-from ornstein.metrics.classes import entropy
 
 ACTIVE = 0.01  # what the variance of an active unit's mean is above
 
@@ -74,4 +72,5 @@ def usage(indices: Tensor, entries: int) -> Usage:
     if flat.numel() == 0 or int(flat.min()) < 0 or int(flat.max()) >= entries:
         raise ConfigError(f"codes are whole numbers from 0 to {entries - 1}, one at least")
     counts = torch.bincount(flat, minlength=entries)
-    return Usage(entries, int((counts > 0).sum()), math.exp(entropy(counts)), flat.numel())
+    perplexity = float(usage_of(counts)[1])
+    return Usage(entries, int((counts > 0).sum()), perplexity, flat.numel())

@@ -1,0 +1,13 @@
+"""A gated PixelCNN over the finer codes of a VQ-VAE-2, given the coarser ones."""
+
+from ornstein.autoencoders.prior import PixelCNN
+from ornstein.choice import RunRef
+from ornstein.recipes.code_prior import RECIPE as CODE_PRIOR
+
+# Whatever is far away the coarser codes tell, so that attention pays least here.
+RECIPE = CODE_PRIOR.but(
+    name="code_prior_fine",
+    model=CODE_PRIOR.model.but(
+        level=1, given=RunRef(path="stage:top"), network=PixelCNN(attention=False, dropout=0.1)
+    ),
+)
