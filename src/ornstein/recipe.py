@@ -32,6 +32,8 @@ from ornstein.autoencoders.code_drawing import CodeDrawing
 from ornstein.autoencoders.decoding import Decoding
 from ornstein.autoencoders.model import Autoencoder
 from ornstein.autoencoders.prior import CodePrior
+from ornstein.autoencoders.rollout import Rollout
+from ornstein.autoencoders.tdvae import TDVAE, StateSpace
 from ornstein.choice import Choice, Load
 from ornstein.data.augment import Augment
 from ornstein.data.info import DataInfo, Measure
@@ -44,6 +46,7 @@ from ornstein.objectives.autoencoding import Autoencoding
 from ornstein.objectives.codes import Codes
 from ornstein.objectives.denoising import Denoising, Gridded
 from ornstein.objectives.score_matching import ScoreMatching
+from ornstein.objectives.temporal import Jumps, WholeSequence
 from ornstein.objectives.variational import Hybrid, Variational
 from ornstein.optim import Optim
 from ornstein.settings import chosen, flatten, resolve, to_yaml
@@ -92,12 +95,14 @@ class Reconstructs(Protocol):
         """What is left of x [B, *info.shape], both at the model's scale."""
 
 
-Model = Annotated[Diffusion | Autoencoder | CodePrior, Field(discriminator="kind")]
+Model = Annotated[
+    Diffusion | Autoencoder | CodePrior | TDVAE | StateSpace, Field(discriminator="kind")
+]
 Objective = Annotated[
-    Denoising | ScoreMatching | Hybrid | Variational | Autoencoding | Codes,
+    Denoising | ScoreMatching | Hybrid | Variational | Autoencoding | Codes | Jumps | WholeSequence,
     Field(discriminator="kind"),
 ]
-Drawing = Annotated[Sampling | Decoding | CodeDrawing, Field(discriminator="kind")]
+Drawing = Annotated[Sampling | Decoding | CodeDrawing | Rollout, Field(discriminator="kind")]
 
 
 class Family(NamedTuple):
@@ -112,6 +117,8 @@ FAMILIES: dict[type[Choice], Family] = {
     Diffusion: Family((Denoising, ScoreMatching, Hybrid, Variational), (Sampling,)),
     Autoencoder: Family((Autoencoding,), (Decoding,)),
     CodePrior: Family((Codes,), (CodeDrawing,)),
+    TDVAE: Family((Jumps, WholeSequence), (Rollout,)),
+    StateSpace: Family((WholeSequence,), (Rollout,)),
 }
 
 
@@ -188,8 +195,14 @@ class Recipe(Choice):
         follows from its noise levels.
 
         info: in native values. farthest: measures the largest distance between two training
-        samples, in native values. Raises: ConfigError where that is needed and not given.
+        samples, in native values. Raises: ConfigError where that is needed and not given, and
+        where sequences are given to a model of single samples.
         """
+        if info.kind == "sequence" and isinstance(self.model, Diffusion | Autoencoder):
+            raise ConfigError(
+                f"data {info.name!r} are sequences of frames, and a model of the kind "
+                f"{self.model.kind!r} is of single samples; train td_vae or state_space on them"
+            )
         scaled, filled = self.at_model_scale(info), {}
         model: Any = self.model
         if isinstance(model, Fitted):
