@@ -120,7 +120,7 @@ def test_the_first_row_that_is_not_finite_is_named(tmp_path, value):
     [
         (np.zeros((9, 9, 9), np.int32) - 1, "from -1 to -1"),
         (np.zeros((9, 9, 9, 2), np.uint8), "channels must come first or last"),
-        (np.zeros((9, 9, 9, 9, 3), np.uint8), "vectors are"),
+        (np.zeros((9, 9, 9, 9, 3, 2), np.uint8), "vectors are"),
         (np.zeros((32, 32, 3), np.uint8), "single image"),
         (np.zeros((9, 2), complex), "complex128"),
         (np.zeros(9, [("a", "f4")]), "save uint8 or float32"),

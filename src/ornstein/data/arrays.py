@@ -6,6 +6,8 @@ is loaded, and arrays of Python objects, which are pickles, are refused.
 
     [N], [N, D]                            vectors: floats and integers as float32, or uint8
     [N, H, W], [N, H, W, C], [N, C, H, W]  images with C = 1, 3 or 4, handed on as [N, C, H, W]
+    [N, T, H, W, C], [N, T, C, H, W]       sequences of T ≥ 2 such images, as [N, T, C, H, W]
+    [N, T, H, W]                           sequences of grey ones, where T and W are above 4
 
 Images are whole numbers 0 ... 255 (uint8 in the end), booleans (range 0 to 1, two values), or
 floats in [0, 1]. A fourth channel is opacity, and the image is laid over white. Where both the
@@ -46,7 +48,7 @@ _CHANNELS = (1, 3, 4)
 class Samples(NamedTuple):
     """x: [N, *shape] in native values. label: int64 [N] or None, naming one of `classes`."""
 
-    kind: Literal["image", "vector"]
+    kind: Literal["image", "vector", "sequence"]
     x: np.ndarray
     range: tuple[float, float] | None
     bins: int | None
@@ -58,7 +60,7 @@ def read_arrays(path: Path) -> Samples:
     """The samples in a `.npy` or `.npz` file, and their labels if it holds any.
 
     DataError: the file is damaged, holds Python objects, would take more than 8 GiB, or holds
-    an array that is neither vectors nor images with finite values.
+    an array that is no vectors, images or sequences of images with finite values.
     """
     try:
         if path.suffix.lower() == ".npz":
@@ -171,10 +173,11 @@ def _check_header(stream: IO[bytes], size: int, where: str) -> None:
 
 
 def _recognised(x: np.ndarray, path: Path) -> Samples:
-    if x.dtype.kind not in "biuf" or x.ndim not in (1, 2, 3, 4):
+    if x.dtype.kind not in "biuf" or x.ndim not in (1, 2, 3, 4, 5):
         raise DataError(
             f"{path} holds {x.dtype} of shape {list(x.shape)}: vectors are [N, D], images "
-            "[N, H, W], [N, H, W, C] or [N, C, H, W] of uint8 or of floats in [0, 1]"
+            "[N, H, W], [N, H, W, C] or [N, C, H, W] and sequences [N, T, H, W, C] or "
+            "[N, T, C, H, W] of uint8 or of floats in [0, 1]"
         )
     if x.ndim <= 2:
         x = x.reshape(len(x), -1)
@@ -185,9 +188,25 @@ def _recognised(x: np.ndarray, path: Path) -> Samples:
         raise DataError(
             f"{path} looks like a single image of shape {list(x.shape)}: save many as [N, H, W, C]"
         )
+    if x.ndim == 4 and min(x.shape[1], x.shape[3]) > max(_CHANNELS):
+        x = x[:, :, None]
+    if x.ndim < 5:
+        return _images(x, path)
+    count, frames = x.shape[:2]
+    if frames < 2:
+        raise DataError(
+            f"{path} holds sequences of a single frame, shape {list(x.shape)}: sequences need at "
+            "least 2 frames, and images are saved without that axis"
+        )
+    found = _images(x.reshape(count * frames, *x.shape[2:]), path, frames)
+    return found._replace(kind="sequence", x=found.x.reshape(count, frames, *found.x.shape[1:]))
+
+
+def _images(x: np.ndarray, path: Path, frames: int = 1) -> Samples:
+    """frames: how many images are one row of the file."""
     x = x[:, None] if x.ndim == 3 else _channels_first(x, path)
     if x.dtype.kind == "f":
-        x = _finite(x, path)
+        x = _finite(x, path, frames)
         low, high = _extremes(x)
         if low < 0 or high > 1:
             raise DataError(
@@ -232,14 +251,15 @@ def _over_white(x: np.ndarray, white: float) -> np.ndarray:
     return laid
 
 
-def _finite(x: np.ndarray, path: Path) -> np.ndarray:
-    """x as float32 in this machine's byte order; an error names the first row that is not."""
+def _finite(x: np.ndarray, path: Path, each: int = 1) -> np.ndarray:
+    """x as float32 in this machine's byte order; an error names the first row that is not, of
+    those of `each` samples."""
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite: refused
         x = x if x.dtype == np.float32 and x.dtype.isnative else x.astype(np.float32)
     for start, part in rows(x):
         good = np.isfinite(part).reshape(len(part), -1).all(axis=1)
         if not good.all():
-            row = start + int(np.argmin(good))
+            row = (start + int(np.argmin(good))) // each
             raise DataError(
                 f"{path} holds NaN, infinity or a number beyond float32 in row {row} "
                 "(the first is 0): remove or mend it"

@@ -133,6 +133,67 @@ class Shapes(Choice):
         return _dataset(info, x, label, self.held_out)
 
 
+MovingName = Literal["moving_digits", "moving_shapes"]
+
+
+class Moving(Choice):
+    """Sequences of a picture that moves left or right; see `ornstein.data.moving`.
+
+    `count` sequences of `frames` frames of `size` pixels a side, the same for the same `seed`; the
+    picture moves by `speed` pixels a frame. Classes are the digits, or the colours and shapes.
+    What is held out are digits that no training sequence shows; of shapes, other sequences.
+    """
+
+    kind: Literal["moving"] = "moving"
+    name: MovingName
+    frames: int = Field(20, ge=2, le=1000)
+    size: int = Field(16, ge=8, le=64)
+    speed: int = Field(1, ge=1, le=3)
+    count: int = Field(10_000, ge=2, le=1_000_000)
+    seed: int = Field(0, ge=0)
+    held_out: HeldOut = 0.1
+
+    @model_validator(mode="after")
+    def _fits_in_memory(self) -> Self:
+        channels = 1 if self.name == "moving_digits" else 3
+        each = self.frames * channels * self.size**2
+        if self.count * each > MAX_SHAPES:
+            raise ValueError(
+                f"{self.count:,} sequences of {self.frames} frames of {self.size}×{self.size} take "
+                f"{self.count * each / 2**30:.1f} GiB of memory and the limit is 2 GiB; "
+                f"write a count of at most {MAX_SHAPES // each}, fewer frames, or a smaller size"
+            )
+        return self
+
+    def load(self, progress: Progress | None = None) -> Dataset:
+        """The sequences, uint8 [count, frames, C, size, size], drawn anew each time.
+
+        DataError: they are of digits, and scikit-learn is not there, or damaged.
+        """
+        import hashlib
+
+        from ornstein.data.digits import CLASSES as DIGITS
+        from ornstein.data.moving import VERSION, factors, moving
+        from ornstein.data.shapes import CLASSES as SHAPES
+        from ornstein.data.shapes import VERSION as SHAPES_VERSION
+
+        x, label = moving(
+            self.name, self.count, self.frames, self.size, self.speed, self.seed, progress
+        )
+        digits = self.name == "moving_digits"
+        sides: float | np.ndarray = self.held_out
+        if digits:
+            of = factors(self.name, self.count, self.size, self.speed, self.seed).identity
+            sides = apart(of, self.held_out)
+        # As for shapes, the definition is the content.
+        what = (VERSION, SHAPES_VERSION, self.frames, self.size, self.speed, self.count, self.seed)
+        text = " ".join(map(str, (self.name, *what)))
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        classes = DIGITS if digits else SHAPES
+        info = _info(self.name, "sequence", x, (0.0, 255.0), 256, classes, fingerprint)
+        return _dataset(info, x, label, sides)
+
+
 class Arrays(Choice):
     """A `.npy` file, or an `.npz` file with samples x and perhaps labels y."""
 
@@ -141,7 +202,10 @@ class Arrays(Choice):
     held_out: HeldOut = 0.1
 
     def load(self, progress: Progress | None = None) -> Dataset:
-        """Vectors or images, see `ornstein.data.arrays`. DataError: it cannot be read or used."""
+        """Vectors, images or sequences of images, see `ornstein.data.arrays`.
+
+        DataError: it cannot be read or used.
+        """
         from ornstein.data.arrays import read_arrays
 
         path = Path(self.path)
@@ -177,6 +241,53 @@ class Folder(Choice):
         path = Path(self.path)
         images = read_folder(path, self.size, self.channels, progress, self.fit)
         return _of_images(path.name, images, self.held_out)
+
+
+class Frames(Choice):
+    """A folder whose sub-folders are sequences: each image in them is a frame.
+
+    frames: how many make a sequence; longer ones are cut. stride: how many frames the next begins
+    after the one before; None: where that ends. size, fit, channels: as for a folder of images.
+    What is held out are whole folders where there are several, else the end of the only one.
+    """
+
+    kind: Literal["frames"] = "frames"
+    path: AbsolutePath
+    frames: int = Field(20, ge=2, le=1000)
+    stride: int | None = Field(None, ge=1)
+    size: int | None = Field(None, ge=4, le=2048)
+    fit: Fit = "crop"
+    channels: Literal[1, 3] | None = None
+    held_out: HeldOut = 0.1
+
+    def load(self, progress: Progress | None = None) -> Dataset:
+        """The sequences, uint8 [N, T, C, H, W], and the files left out; see
+        `ornstein.data.sequences`.
+
+        DataError: fewer than two sequences. StorageError: the cache cannot be written.
+        """
+        import numpy as np
+
+        from ornstein.data.sequences import read_frames
+
+        path = Path(self.path)
+        found = read_frames(
+            path, self.frames, self.stride, self.size, self.channels, progress, self.fit
+        )
+        sides: float | np.ndarray = self.held_out
+        if found.held_out is not None:
+            sides = found.held_out
+        elif found.group.max() > found.group.min():
+            sides = apart(found.group, self.held_out)
+        else:
+            count = len(found.x)
+            sides = np.arange(count) >= count - held(count, self.held_out)
+        info = _info(
+            path.name, "sequence", found.x, (0.0, 255.0), 256, found.classes, found.fingerprint
+        )
+        images = found.images
+        dataset = _dataset(info, found.x, found.label, sides, images.bad, images.originals)
+        return dataset._replace(names=found.names, ignored=images.ignored, common=images.common)
 
 
 class Parquet(Choice):
@@ -243,12 +354,12 @@ class Shards(Choice):
         )
 
 
-Source: TypeAlias = Digits | Toy | Shapes | Arrays | Folder | Parquet | Shards
+Source: TypeAlias = Digits | Toy | Shapes | Moving | Arrays | Folder | Frames | Parquet | Shards
 Data = Annotated[Source, Field(discriminator="kind")]
 
 ACCEPTED = (
     "a folder of images, a .parquet or .tar file or a folder of them, a .npy or .npz file, "
-    "'digits', 'shapes' or a toy distribution"
+    "'digits', 'shapes', 'moving_digits', 'moving_shapes' or a toy distribution"
 )
 
 # What people try, and what to do instead.
@@ -276,12 +387,12 @@ _ADVICE = {
 def recognise(text: str) -> Source:
     """The source that a word or a path names.
 
-    `digits`, `shapes` and the names of toys come first (a folder of such a name is `./digits`);
-    then an existing folder with at least two images, else with `.tar`, else with `.parquet` files
-    where `ornstein.data.parquet.files` looks for them; or a `.npy`, `.npz`, `.parquet` or `.tar`
-    file. DataError for anything else: what was found, and what is accepted.
+    `digits`, `shapes`, the two that move and the names of toys come first (a folder of such a name
+    is `./digits`); then an existing folder with at least two images, else with `.tar`, else with
+    `.parquet` files where `ornstein.data.parquet.files` looks for them; or a `.npy`, `.npz`,
+    `.parquet` or `.tar` file. DataError for anything else: what was found, and what is accepted.
     """
-    toys = get_args(ToyName)
+    toys, moving = get_args(ToyName), get_args(MovingName)
     word = text.strip().lower().replace("-", "_")
     if word == "digits":
         return Digits()
@@ -289,6 +400,8 @@ def recognise(text: str) -> Source:
         return Shapes()
     if word in toys:
         return Toy(name=word)
+    if word in moving:
+        return Moving(name=word)
     if not text.strip():
         raise DataError(f"no data was named: give {ACCEPTED}")
     if "://" in text:
@@ -306,7 +419,7 @@ def recognise(text: str) -> Source:
     if exists:
         raise DataError(f"{path} is neither a folder nor an ordinary file: give {ACCEPTED}")
     if "/" not in text and "\\" not in text and not path.suffix:
-        hint = nearest(word, ["digits", "shapes", *toys])
+        hint = nearest(word, ["digits", "shapes", *moving, *toys])
         if not hint.startswith("; did you mean"):
             hint = _neighbour(path) or f"{hint}; give {ACCEPTED}"
         raise DataError(
@@ -370,7 +483,7 @@ def _neighbour(path: Path) -> str:
 def _info(
     name: str,
     kind: Literal["image", "vector", "sequence"],
-    x: np.ndarray,
+    x: Values,
     limits: tuple[float, float] | None,
     bins: int | None,
     classes: tuple[str, ...],
@@ -400,7 +513,7 @@ def _of_images(name: str, images: Images, held_out: float) -> Dataset:
 
 def _dataset(
     info: DataInfo,
-    x: np.ndarray,
+    x: Values,
     label: np.ndarray | None,
     held_out: float | np.ndarray,
     bad: tuple[BadFile, ...] = (),
@@ -429,6 +542,25 @@ def split(count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     from ornstein.noise import leading
 
     return _sides(leading(0, "held-out", 0, count, held(count, share)).numpy())
+
+
+def apart(group: np.ndarray, share: float) -> float | np.ndarray:
+    """Which samples are held out so that no group is on both sides: bool [N].
+
+    group: int64 [N], what each sample belongs to. Groups are taken in a random order, the same
+    for all data, until the share is reached; where that would be all samples, the share is
+    returned, of single samples.
+    """
+    import numpy as np
+
+    from ornstein.noise import permutation
+
+    count = held(len(group), share)
+    if count == 0:
+        return share
+    rank = np.argsort(permutation(0, "held-out", 0, int(group.max()) + 1).numpy())[group]
+    found: np.ndarray = rank <= np.sort(rank)[count - 1]
+    return share if found.all() else found
 
 
 def held(count: int, share: float) -> int:
