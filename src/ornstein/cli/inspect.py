@@ -37,7 +37,7 @@ def inspect(
     ----------
     data: str
         A folder of images, a .parquet file or a folder of them, a .npy or .npz file, "digits",
-        "shapes" or the name of a toy distribution.
+        "shapes", "moving_digits", "moving_shapes" or the name of a toy distribution.
     overrides: str
         How to read it, such as data.size=64 data.channels=1.
     out: Path
@@ -105,7 +105,7 @@ def inspect(
 def table(report: Report) -> str:
     """A report for a person to read."""
     info, proposal = report.info, report.proposal
-    what = "images" if info.kind == "image" else "samples"
+    what = {"image": "images", "sequence": "sequences"}.get(info.kind, "samples")
     return "\n".join(
         [
             f"{printable(info.name)}: {info.count:,} {what}, {report.train:,} to train on and "
@@ -233,6 +233,9 @@ def _more(count: int, what: str = "") -> list[str]:
 def _proposed(report: Report) -> list[str]:
     proposal = report.proposal
     words = []
+    if report.info.kind == "sequence":
+        frames, channels, h, w = report.info.shape
+        return [f"{frames} frames of {w}×{h}", _plural(channels, "channel")]
     if proposal.channels is not None:
         h, w = report.info.shape[1:]
         words.append(f"size {w}×{h} ({proposal.why})")
@@ -243,12 +246,14 @@ def _proposed(report: Report) -> list[str]:
 
 def rules_of(report: Report) -> Rules | None:
     """NCSNv2's choices for this data at the scale of its recipe: the range 0 to 1, or
-    standardised; None where all samples are the same to it."""
+    standardised; None where all samples are the same to it, or no samples of diffusion."""
     from ornstein.diffusion.ncsn import SIGMA_MIN, rules
 
     scale, _ = report.info.affine((0.0, 1.0))
     distance = scale * report.farthest.distance
-    return rules(distance, math.prod(report.info.shape)) if distance > SIGMA_MIN else None
+    if report.info.kind == "sequence" or distance <= SIGMA_MIN:
+        return None
+    return rules(distance, math.prod(report.info.shape))
 
 
 def _ncsnv2(report: Report) -> list[str]:

@@ -21,13 +21,13 @@ from ornstein.data.arrays import rows
 from ornstein.data.distances import Farthest, farthest
 from ornstein.data.duplicates import Groups, duplicates, leaked
 from ornstein.data.info import BadFile, DataInfo, Dataset, Originals
-from ornstein.data.sources import Shards, recognise
+from ornstein.data.sources import Frames, Shards, recognise
 
 if TYPE_CHECKING:
     from ornstein.choice import Choice
 
-SHEET = 100
-"""How many samples a contact sheet shows."""
+SHEET, STRIPS = 100, 24
+"""How many samples a contact sheet shows, and how many sequences: each of these takes a row."""
 
 MODEL_RANGE = (-1.0, 1.0)
 
@@ -145,6 +145,8 @@ def sheet(dataset: Dataset) -> tuple[np.ndarray, int | None]:
     They lie evenly through the training split; where there are up to 20 classes, a row shows one.
     """
     train, count = dataset.train, len(dataset.info.classes)
+    if dataset.info.kind == "sequence":
+        return _evenly(train, STRIPS), None
     if dataset.label is None or not 2 <= count <= 20:
         return _evenly(train, SHEET), None
     most = max(5, SHEET // count)
@@ -212,28 +214,29 @@ def _proposal(source: Choice, dataset: Dataset) -> Proposal:
     given = source.model_dump(mode="json", exclude_defaults=True)
     data = str(given.pop("path", None) or given.pop("name", None) or getattr(source, "kind", ""))
     size, why, channels = None, "", None
-    if info.kind == "image":
-        channels, side = info.shape[0], info.shape[1]
-        square = info.shape[1] == info.shape[2]
+    if info.kind != "vector":
+        channels, side, width = info.shape[-3:]
+        square = side == width
         size = side if square else None
         why = _why(source, dataset)
         if dataset.originals is not None and square:
             given["size"] = side
-    if isinstance(source, Shards) and recognise(data) != Shards(path=data):
+    if isinstance(source, Shards | Frames) and recognise(data) != type(source)(path=data):
         given["kind"] = source.kind
     words = [f"data.{key}={value}" for key, value in given.items()]
+    recipe = "td_vae" if info.kind == "sequence" else "edm"
     return Proposal(
         size=size,
         why=why,
         channels=channels,
         sigma_data=info.scaled(MODEL_RANGE).std,
-        command=shlex.join(["ornstein", "train", "edm", "--data", data, *words]),
+        command=shlex.join(["ornstein", "train", recipe, "--data", data, *words]),
     )
 
 
 def _why(source: Choice, dataset: Dataset) -> str:
     """Why images have the size that they have, and when to choose another."""
-    _, h, w = dataset.info.shape
+    h, w = dataset.info.shape[-2:]
     sizes = dataset.originals
     if sizes is None:
         return "the samples come in this size"
