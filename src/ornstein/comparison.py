@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 STRIP = 10  # samples of each row in the picture
 POINTS = 2000  # of vector data, drawn as a cloud
+ROWS = 4  # of sequences, each of which takes a row
 WIDTH = 1600  # of a picture without a chart, in pixels
 FAR = 8.0  # a chart whose scores are further apart than this factor is logarithmic
 
@@ -144,11 +145,15 @@ def picture(rows: list[Row], asked: Asked) -> Image.Image:
     """The same seeds drawn by each row, and curves against evaluations where there are any."""
     shown = [row for row in rows if row.scores is not None]
     groups = _groups(shown)
-    vectors = shown[0].run.info.kind != "image"
+    kind = shown[0].run.info.kind
+    vectors = kind == "vector"
     lines: dict[int, tuple[str, list[Image.Image]]] = {}
     for i, (row, group) in enumerate(zip(shown, groups, strict=True)):
-        n = POINTS if vectors else STRIP
+        n = {"vector": POINTS, "image": STRIP, "sequence": ROWS}[kind]
         x = row.run.generate(n, asked.seed, generation=row.how, average=asked.average)
+        if kind == "sequence":
+            lines[i] = label(row, shown), [pictures.picture(x, row.run.info)]
+            continue
         if not vectors:
             lines[i] = label(row, shown), [pictures.single(one, row.run.info) for one in x]
             continue

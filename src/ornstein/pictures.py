@@ -1,4 +1,4 @@
-"""Pictures of samples: grids of images, clouds of points, animations of the reverse process."""
+"""Pictures of samples: grids of images, clouds of points, strips of film, and animations."""
 
 from __future__ import annotations
 
@@ -26,16 +26,27 @@ def as_bytes(x: np.ndarray, info: DataInfo) -> np.ndarray:
 
 
 def picture(x: np.ndarray, info: DataInfo, columns: int | None = None) -> Image.Image:
-    """Samples in native values as one picture: images side by side, or a cloud of points."""
+    """Samples in native values as one picture: images side by side, a cloud of points, or the
+    frames of each sequence in a row."""
     if info.kind == "image":
         return grid(as_bytes(x, info), columns)
+    if info.kind == "sequence":
+        return grid(as_bytes(x.reshape(-1, *info.shape[1:]), info), info.shape[0])
     return cloud(x.reshape(len(x), -1), info)
 
 
 def single(x: np.ndarray, info: DataInfo) -> Image.Image:
-    """One image [C, H, W] in native values, pixel for pixel."""
+    """One image [C, H, W] in native values, pixel for pixel; of a sequence, a strip of film."""
+    if info.kind == "sequence":
+        return picture(x[None], info)
     pixels = as_bytes(x[None], info)[0]
     return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+
+
+def motion(x: np.ndarray, info: DataInfo) -> list[Image.Image]:
+    """Sequences [N, T, C, H, W] in native values, all running at once: T pictures of N frames."""
+    pixels = as_bytes(x.reshape(-1, *info.shape[1:]), info).reshape(*x.shape[:2], *x.shape[3:], -1)
+    return [grid(frames) for frames in pixels.swapaxes(0, 1)]
 
 
 def grid(pixels: np.ndarray, columns: int | None = None) -> Image.Image:

@@ -78,7 +78,7 @@ def noised(
     cloud of standardised vectors): what a network sees, and x itself where α² + σ² = 1.
     """
     info = dataset.info
-    ids = dataset.train[: 1 if info.kind == "image" else POINTS]
+    ids = dataset.train[: POINTS if info.kind == "vector" else 1]
     x0 = dataset.batch(ids, (-1.0, 1.0)).x.double()
     eps = Noise.of(seed, "schedules", torch.from_numpy(ids)).normal(0, info.shape, torch.float64)
     a, b = info.affine((-1.0, 1.0))
@@ -90,9 +90,9 @@ def noised(
             x = (alpha * x0 + sigma * eps) / (alpha**2 + sigma**2) ** 0.5
             native = ((x - b) / a).numpy()
             row.append(
-                pictures.single(native[0], info)
-                if info.kind == "image"
-                else pictures.cloud(native.reshape(len(native), -1), info)
+                pictures.cloud(native, info)
+                if info.kind == "vector"
+                else pictures.single(native[0], info)
             )
         rows.append((name, row))
     return rows

@@ -23,6 +23,9 @@ def sample(
 ) -> int:
     """Draw samples from a run: a grid, single images, an array, or an animation.
 
+    Of sequences, the grid and the images show one frame beside the other, and the animation runs
+    in their own time.
+
     Parameters
     ----------
     run: str
@@ -41,7 +44,8 @@ def sample(
     out: Path
         Where to write; by default the folder `samples` of the run.
     save: Literal["grid", "png", "npz", "gif", "all"]
-        One grid, one PNG a sample, an array in native values, or the reverse process animated.
+        One grid, one PNG a sample, an array in native values, or an animation: of the reverse
+        process, or of sequences.
     average: str
         Which average of the weights; "none" for the last weights.
     gpus: int
@@ -70,7 +74,8 @@ def sample(
             how = f"{chosen.stem}-{digest}-{how}"
         folder, option = (opened.path / "samples", "--runs") if out is None else (out, "--out")
         fsops.check_folder(folder, option)
-        drawable = opened.info.kind == "image"
+        moves = opened.info.kind == "sequence"
+        drawable = moves or opened.info.kind == "image"
         if save == "png" and not drawable:
             raise ConfigError(f"the samples of {run} are no images; write --save npz")
         everything = ("grid", "png", "npz", "gif") if drawable else ("grid", "npz", "gif")
@@ -86,8 +91,9 @@ def sample(
             put(name, content)
             print(folder / name)
 
-        if set(wanted) - {"gif"}:
-            x = opened.generate(n, seed, generation=chosen, average=average)
+        if moves or set(wanted) - {"gif"}:
+            count = min(n, 64) if wanted == ("gif",) else n
+            x = opened.generate(count, seed, generation=chosen, average=average)
             if "grid" in wanted:
                 write(f"grid-{how}.png", pictures.png(pictures.picture(x, opened.info)))
             if "npz" in wanted:
@@ -99,7 +105,9 @@ def sample(
                     image = pictures.single(one, opened.info)
                     put(f"{how}-{i:05d}.png", pictures.png(image))
                 print(f"{folder}/{how}-*.png: {len(x)} images")
-        if "gif" in wanted and ranks.leads():
+            if "gif" in wanted and moves:
+                write(f"motion-{how}.gif", pictures.animation(pictures.motion(x[:64], opened.info)))
+        if "gif" in wanted and not moves and ranks.leads():
             states = opened.states(min(n, 64), seed, generation=chosen, average=average)
             kept = states[:: max(1, len(states) // 60)]
             kept = kept if kept[-1] is states[-1] else [*kept, states[-1]]
