@@ -95,7 +95,8 @@ def carry_out(
     if run.stopped and not run.finished:
         say(f"\nstopped after a save; the same command goes on: {run.path}")
         return Outcome(run, 128 + run.stopped)
-    pictures = f"; pictures in {run.path / 'previews'}" if previews else ""
+    drawn = run.path / "previews"
+    pictures = f"; pictures in {drawn}" if previews and drawn.is_dir() else ""
     say(f"trained in {clock(time.monotonic() - begun)}{pictures}")
     return Outcome(run, 0)
 
@@ -134,10 +135,10 @@ def _report_data(run: Any) -> None:
 
 
 def _resizing(source: Any, shape: tuple[int, ...], sizes: Originals | None) -> str:
-    """How images came by the size [C, H, W] that they have; "" where all of them had it."""
-    if sizes is None or set(sizes) == {shape[1:]}:
+    """How images came by the size [..., H, W] that they have; "" where all of them had it."""
+    if sizes is None or set(sizes) == {shape[-2:]}:
         return ""
-    _, h, w = shape
+    h, w = shape[-2:]
     small, middle, large = (f"{width}×{height}" for height, width in sizes)
     which = large if small == large else f"{small} to {large} (half of them up to {middle})"
     if small == large and sizes.median[0] * w == sizes.median[1] * h:

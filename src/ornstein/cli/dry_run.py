@@ -56,7 +56,7 @@ def dry_run(
         print(f"folder: {path} exists and {state}")
     else:
         print(f"folder: {path} would be made")
-    if asked.recipe.data.kind in ("folder", "parquet", "shards"):
+    if asked.recipe.data.kind in ("folder", "frames", "parquet", "shards"):
         print("nothing was written but the cache of images, which the training will use")
     else:
         print("nothing was written")

@@ -36,8 +36,8 @@ def train(
         Dotted settings, such as optim.lr=1e-3 or model.network.channels=[32,64]; of a plan with the
         name of a stage first, such as codec.optim.lr=1e-3.
     data: str
-        A folder of images, a .parquet, .npy or .npz file, "digits", "shapes", or the name of a toy
-        distribution.
+        A folder of images, a .parquet, .npy or .npz file, "digits", "shapes", "moving_digits",
+        "moving_shapes", or the name of a toy distribution.
     minutes: float
         How long to train; the speed is measured once and turned into samples.
     samples: int
