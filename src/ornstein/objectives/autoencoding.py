@@ -10,6 +10,7 @@
     β-VAE         D = β KL, β |KL − C| with a capacity C that grows, or λ (KL − δ) with a multiplier
                   λ ≥ 0 that rises while KL > δ                               (eq 8-10)
     VQ-VAE        its bottleneck's own penalties                              (eq 12)
+    first stages  a perceptual and an adversarial term, see the files of these names
 
 I. Higgins et al. 2017, "β-VAE: learning basic visual concepts with a constrained variational
 framework"; C. Burgess et al. 2018, "Understanding disentangling in β-VAE", arXiv:1804.03599;
@@ -26,6 +27,8 @@ from ornstein.autoencoders.corruption import Corruption
 from ornstein.autoencoders.penalties import Contraction, Sparsity
 from ornstein.choice import Choice, Load
 from ornstein.errors import ConfigError
+from ornstein.objectives.adversarial import Adversarial
+from ornstein.objectives.perceptual import Perceptual
 
 if TYPE_CHECKING:
     from ornstein.autoencoders.codec import Codec
@@ -78,6 +81,8 @@ class Autoencoding(Choice):
     divergence: Divergence = Beta()
     sparsity: Sparsity | None = None
     contraction: Contraction | None = None
+    perceptual: Perceptual | None = None
+    adversarial: Adversarial | None = None
 
     @property
     def range(self) -> tuple[float, float]:
@@ -86,7 +91,7 @@ class Autoencoding(Choice):
 
     def build(self, model: Codec, info: DataInfo, load: Load) -> AutoencodingLoss:
         """The objective with what it keeps. Raises: ConfigError for penalties that this model, or
-        a corruption that these data cannot have."""
+        a corruption or terms that these data cannot have."""
         from ornstein.autoencoders.continuous import GaussianModule
         from ornstein.objectives.autoencoding_loss import AutoencodingLoss
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ornstein.autoencoders.codec import Anneals
+from ornstein.autoencoders.discrete import Codebooks
 from ornstein.objectives.autoencoding import Autoencoding, Beta, Capacity, Constrained
 from ornstein.objectives.base import Context, Loss
 
@@ -23,7 +24,8 @@ class AutoencodingLoss(nn.Module):
     """Per sample: −log p(x|z), what its code costs, and penalties, in nats.
 
     Metrics: `nats`, of the reconstruction; `kl`; each penalty by its name; of a codebook `used`, a
-    share, and `perplexity`, over an epoch; `multiplier` of a constrained divergence.
+    share, and `perplexity`, over an epoch, of each of several as in `used/top`; `multiplier` of a
+    constrained divergence.
     """
 
     multiplier: Tensor | None
@@ -34,8 +36,12 @@ class AutoencodingLoss(nn.Module):
         held = isinstance(chosen.divergence, Constrained)
         start = torch.tensor(chosen.divergence.start) if held else None  # type: ignore[union-attr]
         self.register_buffer("multiplier", start)
+        # Modules, so that a discriminator is trained, saved and averaged with the model.
+        self.perceptual = chosen.perceptual and chosen.perceptual.build(info)
+        self.adversarial = chosen.adversarial and chosen.adversarial.build(info)
         bottleneck: Any = model.bottleneck
-        if hasattr(bottleneck, "epoch"):
+        self.counted = isinstance(bottleneck, Codebooks)
+        if self.counted:
             bottleneck.epoch = info.count - info.held_out
 
     @property
@@ -57,7 +63,8 @@ class AutoencodingLoss(nn.Module):
         """The loss of one sample each; see the class."""
         chosen = self.chosen
         x, code = self._code(model, batch, context)
-        terms = {"nats": model.likelihood.nats(model.decode(code.z), x)}  # type: ignore[operator]
+        parameters, law = model.decode(code.z), model.likelihood
+        terms = {"nats": law.nats(parameters, x)}  # type: ignore[operator]
         if code.kl is not None:
             terms["kl"] = code.kl
         terms |= code.penalties
@@ -66,15 +73,16 @@ class AutoencodingLoss(nn.Module):
             terms["sparsity"] = chosen.sparsity(code.z, chosen.sparsity.mean(sums))
         if chosen.contraction is not None:
             terms["contraction"] = chosen.contraction(model, x, context.noise.child("probes"))
+        if self.perceptual is not None or self.adversarial is not None:
+            terms |= self._judged(x, law.mean(parameters), context)  # type: ignore[operator]
         loss = torch.zeros(len(x), device=x.device)
         for name, value in terms.items():
             loss = loss + (self._cost(value, context) if name == "kl" else value)
         count = float(len(x))
         metrics = {name: (value.detach().sum(), count) for name, value in terms.items()}
-        for name in ("used", "perplexity"):
-            kept = getattr(model.bottleneck, name, None)
-            if isinstance(kept, Tensor):
-                metrics[name] = (kept.float() * count, count)
+        if self.counted:
+            found = model.bottleneck.report()  # type: ignore[operator]
+            metrics |= {name: (value.float() * count, count) for name, value in found.items()}
         stats = dict(code.stats)
         if self.multiplier is not None:
             assert code.kl is not None  # `build` saw to it
@@ -102,6 +110,16 @@ class AutoencodingLoss(nn.Module):
         if self.chosen.corruption is not None:
             seen = self.chosen.corruption(x, noise.child("corruption"), self.info)
         return x, model.encode(seen, noise.child("code"))
+
+    def _judged(self, x: Tensor, y: Tensor, context: Context) -> dict[str, Tensor]:
+        """What networks say of reconstructions y of x, each [B]."""
+        terms: dict[str, Tensor] = {}
+        if self.perceptual is not None and self.chosen.perceptual is not None:
+            weight = self.chosen.perceptual.weight * x[0].numel()
+            terms["perceptual"] = weight * self.perceptual(x, y)
+        if self.adversarial is not None:
+            terms |= self.adversarial(x, y, context.progress)
+        return terms
 
     def _cost(self, kl: Tensor, context: Context) -> Tensor:
         """What a KL divergence costs, [B]."""
