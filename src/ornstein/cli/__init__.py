@@ -37,6 +37,8 @@ COMMANDS = {
     "interpolate": "Draw the way from one image to another through the latents of a run.",
     "reconstruct": "Show held-out samples beside an autoencoder's reconstructions, and measure.",
     "latents": "Draw what the numbers of an autoencoder's code mean, and where samples lie.",
+    "encode": "Write the codes of images by a trained autoencoder: safetensors and a manifest.",
+    "decode": "Write the images that a trained autoencoder makes of a folder of codes.",
     "restore": "Restore images with a run's model: fill in, enlarge, sharpen, colour, denoise.",
     "paths": "Draw paths of a diffusion, from data to noise and back by SDE and by flow.",
     "schedules": "Draw noise schedules side by side, and what they do to an image.",
