@@ -591,7 +591,9 @@ class Run:
                 if self.recipe.encoding is not None:
                     seen, given = self.codec.law(seen, self.recipe.encoding.form, noise)
                 nats = how.likelihood(model, scaled, seen, noise)
-                found.append(nats._replace(parts={**nats.parts, **given}))
+                if given:  # by way of one code, of which the sample may have others
+                    nats = nats._replace(parts={**nats.parts, **given}, exact=False)
+                found.append(nats)
         count = sum(map(len, own))
 
         def whole(of_part: list[Tensor]) -> Tensor:
@@ -792,6 +794,11 @@ class Run:
     def learner(self, average: str = "") -> Learner:
         """The trained learner, ready to use, with an average of its weights (see `generate`)."""
         return self._load(average)[1]
+
+    def pictured(self, average: str = "") -> bool:
+        """Whether what the model draws makes whole samples; a prior of a coarse level does not."""
+        whole = self.seen.shape[0]
+        return bool(getattr(self.learner(average).model, "places", whole) == whole)
 
     def pixel_model(self, average: str = "") -> Any:
         """The trained model, for what works on the data themselves at the model's scale.

@@ -27,7 +27,7 @@ from tests.reliability.disk import Disk, Operation
 from tests.reliability.families import FAMILIES
 from tests.reliability.loaders import living, poisoned, unpickling
 
-__all__ = ["command", "living", "poisoned", "saving", "training", "unpickling", "warm"]
+__all__ = ["command", "living", "planned", "poisoned", "saving", "training", "unpickling", "warm"]
 
 START, UPDATE, SAVE, PRUNE, PREVIEW, DONE = range(6)
 PHASES = ("start", "update", "save", "prune", "preview", "done")
@@ -120,6 +120,15 @@ def training(family: str, folder: str, save_every: float, page: str) -> None:
             if newest != saved or not watch.since:
                 saved, watch.since = newest, time.monotonic()
     watch.phase = DONE
+
+
+def planned(file: str, folder: str, cache: str, save_every: float) -> None:
+    """Begin or go on with the plan in a file, as the command does."""
+    os.environ["ORNSTEIN_CACHE"] = cache
+    speed = mock.patch.object(training_module, "matmul_peak", return_value=1e9)
+    with speed, mock.patch.object(run_module, "PREVIEW_SHARE", 0.1):
+        words = ["--run", "p", "--runs", folder, "--save-every", str(save_every)]
+        cli.main(["train", file, *words])
 
 
 def saving(folder: str, k: int, torn: bool) -> None:

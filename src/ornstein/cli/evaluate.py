@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
+    from ornstein.recipe import Drawing
+    from ornstein.run import Run
     from ornstein.scores import Baseline, Estimate, Metric, Scores
 
 _BESIDE: dict[Baseline, str] = {
@@ -83,6 +85,10 @@ def evaluate(
                 "the FID network looks at the data and the samples, a few images a second without "
                 "a GPU; what it says of the data is kept for the next time"
             )
+        priced = _priced(opened, chosen, average, json) if likelihood else ""
+        if not opened.pictured(average):
+            print(priced or f"{run} draws a part of the codes of a sample, which is no picture")
+            return
         scores = opened.scores(
             n,
             seed,
@@ -95,11 +101,23 @@ def evaluate(
         if json:
             print(scores.model_dump_json(indent=1))
             return
-        print(table(scores))
+        print(table(scores) + (f"\n\n{priced}" if priced else ""))
         if likelihood and scores.likelihood is None:
             print(f"no bits/dim: {chosen.no_law or 'nothing is held out of the data'}")
 
     return together(gpus, work)
+
+
+def _priced(run: Run, how: Drawing, average: str, json: bool) -> str:
+    """What codes cost under a prior, for a person to read; nothing for another model."""
+    encoding = run.recipe.encoding
+    if encoding is None or encoding.form != "codes":
+        return ""
+    from ornstein.code_nats import code_nats
+    from ornstein.code_nats import table as rows_of
+
+    found = code_nats(run, how, average)
+    return found.model_dump_json(indent=1) if json else "\n".join(aligned(rows_of(found)))
 
 
 def table(scores: Scores) -> str:
