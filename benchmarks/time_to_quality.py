@@ -90,7 +90,7 @@ def ours(real: Any, rate: float, seed: int, clock: Clock) -> tuple[Any, int]:
     model = recipe.model if info.shape[-1] <= 8 else recipe.model.but(network=None)
     recipe = recipe.but(optim=optim, model=model).fitted(info)
     pace = statistics.mean(update_seconds(recipe, dataset, lambda reference: reference))
-    total = ranks.from_lead(optim.batch * int(0.95 * (clock.seconds - clock.spent) / pace))
+    total = ranks.from_lead(optim.batch * int(0.86 * (clock.seconds - clock.spent) / pace))
     optim = optim.model_copy(update={"samples": total})
     learner = recipe.learner(info, lambda reference: reference)
     state = TrainState(learner, optim)
