@@ -19,6 +19,7 @@ from ornstein.data.sequences import Windows, natural, read_frames
 from ornstein.data.sources import Arrays, Frames, Moving, recognise
 from ornstein.errors import DataError
 from ornstein.features.pixels import Pixels
+from ornstein.metrics.frechet import fit, frechet
 
 RNG = np.random.default_rng(0)
 
@@ -328,7 +329,7 @@ def test_inspect_speaks_of_sequences(here, capsys):
 
 
 def test_features_of_sequences_see_how_they_move():
-    """Time turned round changes no frame, only how frames go together."""
+    """Those that stand still, or whose frames are out of order, are far from the real ones."""
     data = Moving(name="moving_digits", count=300).load()
     eye = Pixels(data.info)
     assert eye.name == "pixels 4x4 of 8 frames"
@@ -340,6 +341,10 @@ def test_features_of_sequences_see_how_they_move():
         cells = data.x[:, t].astype(np.float64).reshape(300, 4, 4, 4, 4).mean((2, 4))
         scaled = (cells.reshape(300, 16) - data.info.mean) / data.info.std
         np.testing.assert_allclose(flat[:, place], scaled, atol=1e-12)
-    assert (eye.features(data.x[:, ::-1].copy()) != found).any()
     short = Moving(name="moving_shapes", count=20, frames=2).load()
     assert Pixels(short.info).features(short.x).shape == (20, 2 * 3 * 16)
+    more = Moving(name="moving_digits", count=300, seed=1).load().x
+    order = np.random.default_rng(0).permuted(np.tile(np.arange(20), (300, 1)), axis=1)
+    wrong = [more[np.arange(300)[:, None], order], np.repeat(more[:, :1], 20, axis=1)]
+    real, shuffled, still = (frechet(eye.features(x), fit(found)).value for x in (more, *wrong))
+    assert real < min(shuffled, still) / 10
