@@ -179,4 +179,4 @@ class PixelCNNModule(nn.Module):
                 attended = self.attention[str(i)](h.flatten(2).transpose(1, 2))
                 h = attended.transpose(1, 2).reshape(h.shape)
         out: Tensor = self.head(h.flatten(2).transpose(1, 2))  # [B, P, K]
-        return out.transpose(1, 2).unflatten(2, e.shape[2:])
+        return out.transpose(1, 2).reshape(len(out), -1, *e.shape[2:])
