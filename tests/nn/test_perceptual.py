@@ -151,8 +151,13 @@ def test_a_classifier_of_the_data_becomes_a_file(tmp_path):
             nn.init.normal_(module.bias)
     net.eval()
     made = classifier.Classifier(net, dataset.info, 0, 1.0, None)
+
+    def train(*_):
+        assert torch.is_grad_enabled()  # or nothing is trained
+        return made
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "train_classifier", lambda *_: made)
+        patch.setattr(classifier, "train_classifier", train)
         write(dataset, tmp_path / "deep" / "eye.safetensors")
     scaled = dataset.info.scaled((-1.0, 1.0))
     found = read_features(tmp_path / "deep" / "eye.safetensors", scaled)

@@ -22,7 +22,6 @@ from ornstein.data.info import Dataset
 from ornstein.features import classifier
 
 
-@torch.no_grad()
 def write(dataset: Dataset, path: Path, seed: int = 0, cache: Path | None = None) -> None:
     """Keep the classifier of a data set as a file for `objective.perceptual.features`.
 
@@ -49,6 +48,7 @@ def write(dataset: Dataset, path: Path, seed: int = 0, cache: Path | None = None
     fsops.replace(path, content, "another path")
 
 
+@torch.no_grad()
 def folded(net: classifier.Net) -> tuple[dict[str, Tensor], list[list[int]]]:
     """Its convolutions by the names of `nn/perceptual.py`, and their strides."""
     tensors, strides = {}, []

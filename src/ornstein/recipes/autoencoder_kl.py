@@ -13,7 +13,7 @@ RECIPE = Recipe(
     name="autoencoder_kl",
     model=Autoencoder(
         # Patches of 2 and one halving: f = 4. One size fewer is f = 2, one more f = 8.
-        nets=Conv(channels=(64, 128), flat=False, patch=2),
+        nets=Conv(channels=(48, 96), flat=False, patch=2),
         units=4,
         bottleneck=Gaussian(),
         # Squared errors, summed over a sample, which is what the weight below is beside.
