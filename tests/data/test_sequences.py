@@ -192,10 +192,10 @@ def test_frames_are_in_their_order_and_long_sequences_are_cut(here):
 def test_no_sequence_reaches_over_a_frame_that_is_missing(here):
     folder = frames_of(here / "films" / "a", [f"{i}.png" for i in range(10)])
     frames_of(here / "films" / "b", ["0.png", "1.png"], first=30)
-    (folder / "4.png").write_bytes(b"not an image")
+    (folder / "3.png").write_bytes(b"not an image")
     data = Frames(path="films", frames=2).load()
-    assert greys(data.x[:]) == [[0, 1], [2, 3], [5, 6], [7, 8], [30, 31]]
-    assert [bad.path for bad in data.bad] == ["a/4.png"]
+    assert greys(data.x[:]) == [[0, 1], [4, 5], [6, 7], [8, 9], [30, 31]]
+    assert [bad.path for bad in data.bad] == ["a/3.png"]
 
 
 def test_rows_are_put_together_as_they_are_asked_for():

@@ -86,6 +86,14 @@ def test_every_displacement_there_is(width):
         assert (displacements(film(width, by)) == by).all()
 
 
+@pytest.mark.parametrize(("channel", "row"), [(0, 0), (0, 2), (1, 0), (1, 2)])
+def test_all_rows_and_channels_are_looked_at(channel, row):
+    x = np.zeros((20, 5, 2, 3, 8))
+    x[:, :, channel, row] = film(8, -1)[:, :, 0, 0]
+    assert (direction(x) == -1).all()
+    assert (displacements(x) == -1).all()
+
+
 def test_noise_is_summed_away():
     """Of many frames the direction is told where single pairs are often wrong."""
     rng = np.random.default_rng(3)
