@@ -262,6 +262,15 @@ def test_the_fingerprint_is_that_of_frames_and_cuts(here):
     assert len(prints) == 5
 
 
+def test_the_fingerprint_is_that_of_the_places_too(here):
+    """As many sequences as long, which begin elsewhere."""
+    for k in range(3):
+        frames_of(here / "films" / f"s{k}", [f"{i}.png" for i in range(5)], first=10 * k)
+    two, three = (read_frames(here / "films", 2, stride) for stride in (2, 3))
+    assert two.x.shape == three.x.shape
+    assert two.fingerprint != three.fingerprint
+
+
 @pytest.mark.parametrize(
     ("count", "frames", "says"),
     [
