@@ -1,6 +1,6 @@
 """Mean and scale of a run's latents: measured once for its weights, and kept in its folder.
 
-runs/NAME/latents.json    {"weights": SHA-256, "count", "mean", "std", "channel_mean", ...}
+runs/NAME/latents.json    {"weights": SHA-256, "samples", "mean", "std", "channel_mean", ...}
 """
 
 from __future__ import annotations
@@ -62,6 +62,6 @@ def _kept(run: Run, weights: str) -> LatentMoments | None:
         if record["weights"] == weights:
             channels = (tuple(map(float, record[f"channel_{of}"])) for of in ("mean", "std"))
             return LatentMoments(
-                int(record["count"]), float(record["mean"]), float(record["std"]), *channels
+                int(record["samples"]), float(record["mean"]), float(record["std"]), *channels
             )
     return None

@@ -15,7 +15,7 @@ import math
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class Encoded(NamedTuple):
     """A folder of codes: how many, the shape of one, the moments of latents as the run has them,
     files that could not be read, and whether it was there already."""
 
-    count: int
+    samples: int
     shape: tuple[int, ...]
     moments: LatentMoments | None
     bad: tuple[BadFile, ...]
@@ -253,7 +253,7 @@ def _checked(codes: encoded.Shards, about: dict[str, Any], trained: Trained, fol
             f"{folder} holds {form} {codes.dtype} {list(codes.shape[1:])}, and those of run "
             f"{trained.name} are {list(wanted)}; encode the data anew"
         )
-    return form  # type: ignore[return-value]
+    return cast("Form", form)
 
 
 def _pixels(

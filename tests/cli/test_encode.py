@@ -229,7 +229,7 @@ def test_moments_are_those_of_all_numbers_and_of_channels(place):
     found = latent_moments(run)
     dataset = run.dataset
     z = run.encode(dataset.x[dataset.train]).astype(np.float64)
-    assert found.count == len(dataset.train)
+    assert found.samples == len(dataset.train)
     assert found.mean == pytest.approx(z.mean(), rel=1e-5)
     assert found.std == pytest.approx(z.std(), rel=1e-5)
     np.testing.assert_allclose(found.channel_mean, z.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)

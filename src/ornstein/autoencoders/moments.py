@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class LatentMoments(NamedTuple):
-    """Of the likeliest codes of `count` samples: mean and standard deviation of all numbers, and of
+    """Of the likeliest codes of so many samples: mean and standard deviation of all numbers, and of
     those of each channel (the first dimension of a code)."""
 
-    count: int
+    samples: int
     mean: float
     std: float
     channel_mean: tuple[float, ...]

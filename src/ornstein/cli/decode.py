@@ -9,7 +9,7 @@ def decode(
     run: str,
     codes: Path,
     *,
-    out: Path,
+    out: Path = Path("decoded"),
     average: str = "",
     runs: Path = Path("runs"),
 ) -> int:

@@ -15,7 +15,7 @@ def encode(
     run: str,
     data: str | None = None,
     *,
-    out: Path,
+    out: Path = Path("codes"),
     indices: Annotated[bool, Parameter(negative="")] = False,
     average: str = "",
     runs: Path = Path("runs"),
@@ -62,7 +62,7 @@ def encode(
 
 def _line(found: Encoded, form: str) -> str:
     shape = " × ".join(map(str, found.shape))
-    line = f"{found.count:,} samples, {form} of {shape}"
+    line = f"{found.samples:,} samples, {form} of {shape}"
     if found.moments is not None:
         mean, std = found.moments.mean, found.moments.std
         line += f"; over the training split their mean is {mean:.3g}, their deviation {std:.3g}"

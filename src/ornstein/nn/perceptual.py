@@ -89,7 +89,7 @@ class FeatureNet(nn.Module):
         self.low, self.span = info.range[0], info.range[1] - info.range[0]
         self.size = size
         self.plan: list[tuple[tuple[int, int], bool, bool]] = []
-        sides = size or info.shape[1:]
+        sides = list(size or info.shape[1:])
         for i, layer in enumerate(layers):
             sides = [side // (2 if layer.pooled else 1) for side in sides]
             if min(sides) < 1:
@@ -108,7 +108,9 @@ class FeatureNet(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(shape))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        h = ((x - self.low) / self.span - self.mean) / self.std  # one channel becomes all
+        h = ((x - self.low) / self.span - self.get_buffer("mean")) / self.get_buffer(
+            "std"
+        )  # one channel becomes all
         if self.size is not None and h.shape[-2:] != self.size:
             h = F.adaptive_avg_pool2d(h, self.size)
         found = []

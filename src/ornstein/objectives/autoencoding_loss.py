@@ -37,8 +37,8 @@ class AutoencodingLoss(nn.Module):
         start = torch.tensor(chosen.divergence.start) if held else None  # type: ignore[union-attr]
         self.register_buffer("multiplier", start)
         # Modules, so that a discriminator is trained, saved and averaged with the model.
-        self.perceptual = chosen.perceptual and chosen.perceptual.build(info)
-        self.adversarial = chosen.adversarial and chosen.adversarial.build(info)
+        self.perceptual = None if chosen.perceptual is None else chosen.perceptual.build(info)
+        self.adversarial = None if chosen.adversarial is None else chosen.adversarial.build(info)
         bottleneck: Any = model.bottleneck
         self.counted = isinstance(bottleneck, Codebooks)
         if self.counted:
