@@ -123,6 +123,7 @@ def decode(
     if out.exists():
         raise StorageError(f"{out} exists; write to another folder with --out")
     fsops.make_folder(out.parent, "--out")
+    encoded.sweep(out)
     temporary = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
     fsops.make_inside(temporary, "--out")
     try:

@@ -170,6 +170,12 @@ def test_data_without_a_picture_are_refused():
         BASE.but(perceptual=Perceptual(features="/no-such-file")).build(codec, INFO, None)
 
 
+def test_a_file_of_features_is_found_from_anywhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert Perceptual(features="eye.safetensors").features == str(tmp_path / "eye.safetensors")
+    assert Perceptual().features == "random"
+
+
 def small(**objective) -> Recipe:
     """A first stage of a few updates on digits with all terms."""
     recipe = named("autoencoder_kl")

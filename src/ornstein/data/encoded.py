@@ -136,7 +136,7 @@ def write(
     """
     about = _as_read(about)
     fsops.make_folder(folder.parent, option)
-    _sweep(folder)
+    sweep(folder)
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
     fsops.make_inside(temporary, option)
     try:
@@ -354,8 +354,8 @@ def _remedy(path: Path) -> str:
     return f"remove {path.parent}, and make it anew"
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what a killed process has left of this folder, long ago."""
+def sweep(folder: Path) -> None:
+    """Remove what a killed process has left of a folder that it was making, long ago."""
     for left in folder.parent.glob(f".{folder.name}.*.tmp"):
         with contextlib.suppress(OSError, StorageError):
             if time.time() - left.stat().st_mtime > OLD:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ornstein.choice import Choice
 
@@ -33,6 +33,12 @@ class Perceptual(Choice):
     features: str = Field("random", min_length=1, description="random, or a safetensors file")
     weight: float = Field(0.1, ge=0, description="w, nats for each value of a sample")
 
+    @field_validator("features")
+    @classmethod
+    def _from_anywhere(cls, features: str) -> str:
+        # A run is opened from other folders than the one that it was made in.
+        return features if features == "random" else str(Path(features).expanduser().absolute())
+
     def build(self, info: DataInfo) -> PerceptualDistance:
         """d(x, y) of images at the model's scale, as `info` is.
 
@@ -42,4 +48,4 @@ class Perceptual(Choice):
 
         if self.features == "random":
             return PerceptualDistance(random_features(info))
-        return PerceptualDistance(read_features(Path(self.features).expanduser(), info))
+        return PerceptualDistance(read_features(Path(self.features), info))
