@@ -25,7 +25,15 @@ from ornstein.metrics.reconstruction import MOST
 def runs(tmp_path_factory):
     """Runs of a few updates on digits, one for each kind of code."""
     folder = tmp_path_factory.mktemp("runs")
-    for recipe in ("vae", "autoencoder", "denoising_autoencoder", "vq_vae", "fsq_vae", "edm"):
+    for recipe in (
+        "vae",
+        "autoencoder",
+        "denoising_autoencoder",
+        "vq_vae",
+        "fsq_vae",
+        "vq_vae_2_codec",
+        "edm",
+    ):
         words = ["train", recipe, "--samples", "256", "--run", recipe, "--runs", str(folder)]
         more = ["model.network.channels=[8,16]"] if recipe == "edm" else []
         assert command([*words, "--no-previews", "optim.batch=64", "optim.warmup=0", *more]) == 0
@@ -214,7 +222,7 @@ def test_principal_components_are_those_of_the_covariance():
 def test_codebooks_are_counted_over_all_that_is_held_out(runs, name, entries):
     run = Run.open(name, runs)
     codes = latents.codes(run)
-    found = latents.codebook(run, codes)
+    (found,) = latents.codebooks(codes).values()
     entries = entries or math.prod(run.recipe.model.bottleneck.levels)
     model = run.learner().model
     x = run.dataset.batch(run.dataset.held_out, run.recipe.objective.range).x
@@ -224,6 +232,17 @@ def test_codebooks_are_counted_over_all_that_is_held_out(runs, name, entries):
     for refused in (latents.traversals, latents.latent_map):
         with pytest.raises(ConfigError, match=f"`ornstein reconstruct {name}` says how"):
             refused(run, codes)
+
+
+def test_each_level_has_its_codebook(runs):
+    run = Run.open("vq_vae_2_codec", runs)
+    codes = latents.codes(run)
+    found = latents.codebooks(codes)
+    top, bottom = codes.indices[:, :1], codes.indices[:, 1:]
+    assert found == {"top": usage(top, 128), "bottom": usage(bottom, 128)}
+    assert (found["top"].codes, found["bottom"].codes) == (180, 180 * 4)
+    with pytest.raises(ConfigError, match=r"entries of a codebook \(hierarchy\)"):
+        latents.traversals(run, codes)
 
 
 def test_names_of_units_and_what_is_refused(runs):
@@ -240,6 +259,6 @@ def test_names_of_units_and_what_is_refused(runs):
     codes = latents.codes(vae, 2)
     with pytest.raises(ConfigError, match="at least 2 columns"):
         latents.traversals(vae, codes, columns=1)
-    assert latents.codebook(vae, codes) is None
+    assert latents.codebooks(codes) == {}
     with pytest.raises(ConfigError, match="codes of one number"):
         latents.latent_map(vae, codes._replace(z=codes.z[:, :1]))

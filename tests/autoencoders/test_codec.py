@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ornstein.autoencoders.bottlenecks import FSQ, VQ, Gaussian, Plain, TopK
+from ornstein.autoencoders.bottlenecks import FSQ, VQ, Gaussian, Hierarchy, Plain, TopK
 from ornstein.autoencoders.continuous import HORIZON, Moments
 from ornstein.autoencoders.decoding import Decoding
 from ornstein.autoencoders.likelihoods import Bernoulli, Normal
@@ -192,11 +192,13 @@ def parts_of(model, objective, x, noise_of, splits, progress=0.5):
         (Autoencoder(bottleneck=VQ(codes=8), units=3), Autoencoding()),
         (Autoencoder(bottleneck=VQ(codes=8, update="gradient"), units=3), Autoencoding()),
         (Autoencoder(bottleneck=FSQ(levels=(3, 4))), Autoencoding()),
+        (Autoencoder(bottleneck=Hierarchy(channels=8), units=6), Autoencoding()),
     ],
     ids=lambda value: value.bottleneck.kind if isinstance(value, Autoencoder) else "",
 )
 def test_an_update_does_not_depend_on_the_split(model, objective):
-    nets = Conv(channels=(8, 8), flat=False) if model.bottleneck.kind in ("vq", "fsq") else None
+    layout = model.bottleneck.kind in ("vq", "fsq", "hierarchy")
+    nets = Conv(channels=(8, 8), flat=False) if layout else None
     built = codec(model.but(nets=nets or Dense(hidden=(10,))), 1, 8, 8)
     loss = objective.build(built, info(1, 8, 8), lambda _: None)
     x = torch.rand(24, 1, 8, 8) * 2 - 1

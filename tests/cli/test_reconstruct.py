@@ -16,11 +16,13 @@ MORE = {
     "deep": ["model.units=6"],
     "denoising_autoencoder": [],
     "vq_vae": ["model.bottleneck.codes=32"],
+    "vq_vae_2_codec": ["model.bottleneck.top.codes=16", "model.bottleneck.bottom.codes=32"],
+    "one_code": ["--data", "moons", "model.nets=dense", "model.bottleneck.codes=8"],
     "k_sparse_autoencoder": [],
     "flat": ["--data", "moons", "model.units=1"],
     "colour": ["--data", "shapes", "data.count=64", "data.size=16"],
 }
-RECIPES = {"deep": "vae", "flat": "autoencoder", "colour": "autoencoder"}
+RECIPES = {"deep": "vae", "flat": "autoencoder", "colour": "autoencoder", "one_code": "vq_vae"}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,15 @@ def said(capsys, runs, *words):
         ("vae", ["codes of 2 numbers", "of 2 units are active", "a code costs "], 400),
         ("denoising_autoencoder", ["PSNR as given, dB", "SSIM as given"], 550),
         ("vq_vae", ["places, each one of 32 entries", "of 32 entries are used ("], 400),
+        (
+            "vq_vae_2_codec",
+            [
+                "1 top places, each one of 16 entries and 4 bottom places, each one of 32 entries",
+                "\ntop: ",
+                "\nbottom: ",
+            ],
+            400,
+        ),
         ("k_sparse_autoencoder", ["25.0 of 1,000 units are not 0, on average"], 400),
         ("colour", ["SSIM"], 400),
     ],
@@ -77,6 +88,10 @@ def test_numbers_can_be_read_by_programs(runs, tmp_path, capsys):
     record = json.loads(said(capsys, runs, "reconstruct", "vq_vae", *words)[1])
     assert record["codebook"]["entries"] == 32
     assert 1 <= record["codebook"]["perplexity"] <= record["codebook"]["used"] <= 32
+    record = json.loads(said(capsys, runs, "reconstruct", "vq_vae_2_codec", *words)[1])
+    levels = record["codebooks"]
+    assert [levels[name]["entries"] for name in ("top", "bottom")] == [16, 32]
+    assert [levels[name]["codes"] for name in ("top", "bottom")] == [20, 80]
     record = json.loads(said(capsys, runs, "reconstruct", "denoising_autoencoder", *words)[1])
     assert {"psnr", "ssim", "psnr_as_given", "ssim_as_given"} < set(record)
 
@@ -110,6 +125,8 @@ def test_samples_that_are_no_images(runs, tmp_path, capsys):
     assert code == 0
     assert "codes of 1 number\n" in text
     assert "SSIM" not in text
+    text = said(capsys, runs, "reconstruct", "one_code", "--out", str(out))[1]
+    assert "codes of 1 places, each one of 8 entries" in text
     with Image.open(out) as image:
         assert image.width > image.height
     out.unlink()
