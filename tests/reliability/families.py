@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ornstein.autoencoders.bottlenecks import FSQ, VQ, TopK
+from ornstein.autoencoders.bottlenecks import FSQ, VQ, Hierarchy, TopK
 from ornstein.data.sources import Digits, Toy
 from ornstein.diffusion.grid import Trailing
 from ornstein.diffusion.sampling import Sampling
@@ -89,6 +89,7 @@ CODECS: dict[str, tuple[str, dict[str, Any]]] = {
     "constrained-vae": ("vae", {"objective": Autoencoding(divergence=Constrained(delta=5.0))}),
     "vq-vae": ("vq_vae", {}),
     "fsq-vae": ("fsq_vae", {}),
+    "vq-vae-2-codec": ("vq_vae_2_codec", {}),
 }
 
 
@@ -96,7 +97,7 @@ def codec_family(name: str, _: Path) -> Recipe:
     """One of `CODECS`, small, on digits."""
     of, changed = CODECS[name]
     whole = named(of)
-    if isinstance(whole.model.bottleneck, VQ | FSQ):
+    if isinstance(whole.model.bottleneck, VQ | FSQ | Hierarchy):
         nets: Any = Conv(channels=(8, 8), flat=False)
     else:
         nets = Dense(hidden=(16,) if whole.model.nets.hidden else ())
@@ -106,6 +107,8 @@ def codec_family(name: str, _: Path) -> Recipe:
         bottleneck = TopK(k=3)
     if isinstance(bottleneck, VQ):
         bottleneck = VQ(codes=16)
+    if isinstance(bottleneck, Hierarchy):
+        bottleneck = Hierarchy(top=VQ(codes=8), bottom=VQ(codes=16), channels=8)
     model = whole.model.but(nets=nets, units=units, bottleneck=bottleneck)
     optim = OPTIM.model_copy(update={"samples": OPTIM.batch * 80 - 3, "lr": whole.optim.lr})
     return whole.but(**{"data": Digits(), "model": model, "optim": optim, **changed})
