@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ornstein.nn.layers import key_dropout
-from ornstein.nn.pixelcnn import PixelCNNModule
+from ornstein.nn.pixelcnn import CausalAttention, GatedLayer, PixelCNNModule
 from ornstein.nn.raster import chosen, drawn, incremental
 from ornstein.noise import Noise
 from tests.nn.test_networks import perturbed
@@ -89,6 +90,52 @@ def test_the_reach_of_one_layer_is_what_its_kernels_say():
                 if row >= 0 and 0 <= column < width
             }
             assert set(found[p].nonzero().flatten().tolist()) == {q for q in seen if q >= 0}
+
+
+def test_a_layer_is_written_out():
+    """Eq 2 and 4 of the paper with sums over places: what each stack sees, what the gate does with
+    it and the condition, and what is added."""
+    torch.manual_seed(0)
+    layer = GatedLayer(3, 2, 5, 0.0, last=False).double()
+    (v, h), s = torch.randn(2, 1, 3, 4, 5).double(), torch.randn(1, 2, 4, 5).double()
+    found_v, found_h = layer(v, h, s)
+    r = 2
+
+    def at(x: Tensor, i: int, j: int) -> Tensor:
+        inside = 0 <= i < 4 and 0 <= j < 5
+        return x[0, :, i, j] if inside else torch.zeros_like(x[0, :, 0, 0])
+
+    def point(conv: nn.Conv2d, x: Tensor) -> Tensor:
+        return conv.weight[:, :, 0, 0] @ x + (0 if conv.bias is None else conv.bias)
+
+    def gated(x: Tensor) -> Tensor:
+        return torch.tanh(x[:3]) / (1 + torch.exp(-x[3:]))
+
+    for i, j in itertools.product(range(4), range(5)):
+        a, b = layer.down.bias, layer.right.bias
+        for up, over in itertools.product(range(r + 1), range(-r, r + 1)):
+            a = a + layer.down.weight[:, :, r - up, r + over] @ at(v, i - up, j + over)
+        for left in range(r + 1):
+            b = b + layer.right.weight[:, :, 0, r - left] @ at(h, i, j - left)
+        given = point(layer.given, s[0, :, i, j])
+        expected = v[0, :, i, j] + point(layer.out_v, gated(a + given[:6]))
+        torch.testing.assert_close(found_v[0, :, i, j], expected)
+        along = gated(b + point(layer.across, a) + given[6:])
+        torch.testing.assert_close(found_h[0, :, i, j], h[0, :, i, j] + point(layer.out_h, along))
+
+
+def test_attention_is_over_the_places_up_to_one():
+    """softmax(q·k/√d) over p' ≤ p, head by head, added to its input."""
+    torch.manual_seed(0)
+    attention = CausalAttention(8, 4).double()
+    nn.init.normal_(attention.out.weight)
+    h = torch.randn(1, 5, 8).double()
+    found = attention(h)
+    q, k, v = attention.qkv(attention.norm(h[0])).view(5, 3, 2, 4).unbind(1)
+    for p in range(5):
+        weight = torch.einsum("nd,pnd->np", q[p], k[: p + 1] / 2).softmax(1)
+        mixed = torch.einsum("np,pnd->nd", weight, v[: p + 1]).flatten()
+        torch.testing.assert_close(found[0, p], h[0, p] + attention.out(mixed))
 
 
 @pytest.mark.parametrize("layout", [(5, 7, 7), (4, 3, 5), (6, 1, 1), (3, 1, 6), (3, 5, 1)])
