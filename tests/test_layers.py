@@ -30,6 +30,7 @@ LAYERS = [
     {
         "code_nats",
         "estimate",
+        "forecast",
         "comparison",
         "disentangling",
         "interpolation",

@@ -95,17 +95,20 @@ def joint_of(seed, layers=3):
 
 
 def test_a_layered_law_is_drawn_and_has_the_density_of_one_gaussian():
-    z = law_of(0, 20_000).draw(Noise.of(0, "z", 20_000))
+    count = 4000
+    law = law_of(0, count)
+    z = law.draw(Noise.of(0, "z", count))
     joint = joint_of(0)
-    torch.testing.assert_close(law_of(0, 20_000).nats(z), -joint.log_prob(z))
+    torch.testing.assert_close(law_of(0, count).nats(z), -joint.log_prob(z))
+    assert torch.equal(law.nats(z), law_of(0, count).nats(z))  # of what it drew, from memory
     scale = joint.variance.sqrt()
-    torch.testing.assert_close(z.mean(0) / scale, joint.mean / scale, atol=0.04, rtol=0)
+    torch.testing.assert_close(z.mean(0) / scale, joint.mean / scale, atol=0.07, rtol=0)
     correlation = (z.T.cov() - joint.covariance_matrix) / scale.outer(scale)
-    assert correlation.abs().max() < 0.05
+    assert correlation.abs().max() < 0.1
 
 
 def test_the_divergence_of_layered_laws_is_that_of_the_gaussians():
-    count = 20_000
+    count = 6000
     q, p = law_of(0, count), law_of(1, count)
     z = q.draw(Noise.of(0, "z", count))
     found = q.kl(p, z)
@@ -156,7 +159,7 @@ def test_a_belief_knows_the_past_only(kind):
     changed = e.clone()
     changed[:, 3] += 1
     later = memory(changed)
-    assert b.shape == (2, 7, 5)
+    assert b.shape == (2, 7, 8)  # what the cell keeps, and the last frame's features
     assert torch.equal(b[:, :4], later[:, :4])
     assert not torch.isclose(b[:, 4:], later[:, 4:]).all(2).any()
     torch.testing.assert_close(memory(e[:, :2]), b[:, :3])
@@ -181,38 +184,49 @@ def by_hand(model, x, b, t1, t2, noise):
     """−J of one pair of times of one sequence, from notes eq 14 and the paper's two layers."""
     jump = torch.zeros(1, model.reach)
     jump[0, t2 - t1 - 1] = 1
-
-    def draw(maps, given, noise):
-        mean, log_std = maps[0](given).chunk(2, -1)
-        top = mean + log_std.exp() * noise[0]
-        mean, log_std = maps[1](torch.cat((given, top), -1)).chunk(2, -1)
-        return torch.cat((top, mean + log_std.exp() * noise[1]), -1)
-
-    def log_p(maps, given, z):
-        top = maps[0](given).chunk(2, -1)
-        bottom = maps[1](torch.cat((given, z[:, :3]), -1)).chunk(2, -1)
-        return log_normal(z[:, :3], *top) + log_normal(z[:, 3:], *bottom)
-
     b1, b2 = b[t1][None], b[t2][None]
-    z2 = draw(model.p_b.maps, b2, noise["later"])
-    to_smooth = torch.cat((z2, b1, b2, jump), -1)
-    z1 = draw(model.q_s.maps, to_smooth, noise["earlier"])
+
+    def outputs(maps, i, given, above):
+        return maps[i](torch.cat((given, above), -1)).chunk(2, -1)
+
+    def p_b(i, above, of):
+        return outputs(model.p_b.maps, i, of, above)
+
+    def q_s(i, above, of):  # around the belief at t₁
+        mean, log_std = p_b(i, above, b1)
+        shift, widening = outputs(model.q_s.maps, i, torch.cat((of, b1, b2, jump), -1), above)
+        return mean + log_std.exp() * shift, log_std + widening
+
+    def p_t(i, above, of):  # around the state at t₁
+        by_length = (of[0, :, None] * jump[0, None, :]).reshape(1, -1)
+        told = torch.cat((of, jump, by_length), -1)
+        shift, log_std = outputs(model.p_t.maps, i, told, above)
+        return of[:, 3 * i : 3 * i + 3] + shift, log_std
+
+    def draw(law, of, noise):
+        z = of[:, :0]
+        for i in (0, 1):
+            mean, log_std = law(i, z, of)
+            z = torch.cat((z, mean + log_std.exp() * noise[i]), -1)
+        return z
+
+    def log_p(law, of, z):
+        parts = [log_normal(z[:, 3 * i : 3 * i + 3], *law(i, z[:, : 3 * i], of)) for i in (0, 1)]
+        return sum(parts)
+
+    z2 = draw(p_b, b2, noise["later"])
+    z1 = draw(q_s, z2, noise["earlier"])
     decoded = model.decoder(z2)
     log_x = distributions.Normal(decoded, 0.5).log_prob(x[t2 - 1][None]).flatten(1).sum(1)
-    log_p_b1, log_q_s = log_p(model.p_b.maps, b1, z1), log_p(model.q_s.maps, to_smooth, z1)
-    log_p_t = log_p(model.p_t.maps, torch.cat((z1, jump), -1), z2)
-    j = log_x + log_p_b1 + log_p_t - log_p(model.p_b.maps, b2, z2) - log_q_s
+    log_p_b1, log_q_s = log_p(p_b, b1, z1), log_p(q_s, z2, z1)
+    j = log_x + log_p_b1 + log_p(p_t, z1, z2) - log_p(p_b, b2, z2) - log_q_s
     # The library takes the divergence of each layer in closed form where those above are drawn.
     exact = log_q_s - log_p_b1
     closed = 0.0
-    for i, maps in enumerate(zip(model.q_s.maps, model.p_b.maps, strict=True)):
-        laws = [
-            distributions.Normal(m, s.exp())
-            for m, s in (
-                net(torch.cat((c, z1[:, : 3 * i]), -1)).chunk(2, -1)
-                for net, c in zip(maps, (to_smooth, b1), strict=True)
-            )
-        ]
+    for i in (0, 1):
+        above = z1[:, : 3 * i]
+        both = (q_s(i, above, z2), p_b(i, above, b1))
+        laws = [distributions.Normal(mean, log_std.exp()) for mean, log_std in both]
         closed = closed + distributions.kl_divergence(*laws).sum(-1)
     return (-j - exact + closed)[0]
 
@@ -228,7 +242,9 @@ def test_the_objective_is_the_notes_equation():
         name: [states.child(f"{name} state").child(f"layer {i}").normal(0, (2, 3)) for i in (0, 1)]
         for name in ("later", "earlier")
     }
-    b = model.memory(torch.stack([model.encoder(row) for row in x]))
+    e = torch.stack([model.encoder(row) for row in x])
+    b = torch.cat((model.memory.cell(e)[0], e), -1)  # the belief has the last frame beside it
+    b = torch.cat((model.memory.start.expand(5, 1, -1), b), 1)
     for row in range(5):
         expected = [
             by_hand(
@@ -245,13 +261,16 @@ def test_the_objective_is_the_notes_equation():
 def test_the_whole_bound_is_the_sum_of_steps_of_one_where_there_is_one_frame():
     """For T = 1 both are −log p(x_1) from no past."""
     info = film(frames=1)
-    model, x = td_vae(info, reach=1), frames(400, info)
-    noise = Noise.of(0, "draws", 400)
-    whole = sum(model.bound(x, x, noise)).mean()
-    b = model.beliefs(x)
-    jump = torch.ones(400, dtype=torch.int64)
-    step = sum(bound(model, b[:, 0], b[:, 1], x[:, 0], jump, noise)).mean()
-    torch.testing.assert_close(whole, step, rtol=0.02, atol=0.05)
+    count = 4000
+    model, x = td_vae(info, reach=1), frames(count, info)
+    noise = Noise.of(0, "draws", count)
+    with torch.no_grad():
+        whole = sum(model.bound(x, x, noise))
+        b = model.beliefs(x)
+        jump = torch.ones(count, dtype=torch.int64)
+        step = sum(bound(model, b[:, 0], b[:, 1], x[:, 0], jump, noise))
+    apart = whole - step
+    assert abs(apart.mean()) < 4 * apart.std() / math.sqrt(count)
 
 
 def test_a_step_by_step_bound_is_the_papers_sum():
@@ -261,8 +280,10 @@ def test_a_step_by_step_bound_is_the_papers_sum():
     b = model.beliefs(x)
     z, kl, nats = model.start.expand(3, -1), 0.0, 0.0
     for t in range(6):
-        prior = model.p_t.maps[0](z).chunk(2, -1)
-        mean, log_std = model.q.maps[0](torch.cat((z, b[:, t + 1]), -1)).chunk(2, -1)
+        shift, spread = model.p_t.maps[0](z).chunk(2, -1)
+        prior = z + shift, spread
+        shift, widening = model.q.maps[0](torch.cat((z, b[:, t + 1]), -1)).chunk(2, -1)
+        mean, log_std = prior[0] + spread.exp() * shift, spread + widening
         noise = Noise.of(0, "z", 3).child(f"state {t}").child("layer 0")
         z = mean + log_std.exp() * noise.normal(0, (3,))
         q, p = (distributions.Normal(m, s.exp()) for m, s in ((mean, log_std), prior))

@@ -1,5 +1,6 @@
-"""Scores, SDEs and autoencoders keep what every family promises: one result however training is
-cut up, shared out or stopped, the same sample in any batch, and nothing learned from NaN."""
+"""Scores, SDEs, autoencoders and models of sequences keep what every family promises: one result
+however training is cut up, shared out or stopped, the same sample in any batch, and nothing learned
+from NaN."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from ornstein.errors import NumericsError
 from ornstein.run import Run
 from tests.contracts.test_contracts import hashes
 from tests.contracts.test_ranks import weights_after, worker
-from tests.reliability.families import CODECS, FAMILIES, SCORES
+from tests.reliability.families import CODECS, FAMILIES, SCORES, SEQUENCES
 
-BOTH = [*SCORES, *CODECS]
+BOTH = [*SCORES, *CODECS, *SEQUENCES]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -50,7 +51,9 @@ def test_micro_batches_change_nothing(name, tmp_path):
     torch.testing.assert_close(weights_after(recipe), weights_after(recipe, micro=20), **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["ncsnv2", "ve-sde", "scoreflow", "explicit", "sliced", *CODECS])
+@pytest.mark.parametrize(
+    "name", ["ncsnv2", "ve-sde", "scoreflow", "explicit", "sliced", *CODECS, *SEQUENCES]
+)
 def test_two_processes_do_what_one_does(name, tmp_path):
     recipe = fitted(name, tmp_path)
     multiprocessing.spawn(worker, (recipe, 9, str(tmp_path)), nprocs=2)

@@ -358,6 +358,7 @@ class Recurrence(nn.Module):
         return torch.stack(b, dim=1)
 
 
+@pytest.mark.slow
 def test_a_linear_model_learns_to_be_tight():
     """Linear maps in the place of networks, layers of one number each (which makes covariances
     full): trained on steps of 1, −J comes to −log p(x_t|x_<t) of the Kalman filter."""
@@ -433,7 +434,7 @@ class Affine(nn.Module):
         super().__init__()
         self.weight, self.bias, self.covariance = weight, bias, covariance
 
-    def forward(self, u):
+    def forward(self, u, around=None):
         return Full(u @ self.weight.T + self.bias, self.covariance)
 
 

@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from ornstein.autoencoders.bottlenecks import FSQ, VQ, Hierarchy, TopK
-from ornstein.data.sources import Digits, Toy
+from ornstein.autoencoders.prior import PixelCNN
+from ornstein.choice import RunRef
+from ornstein.data.sources import Digits, Moving, Toy
 from ornstein.diffusion.grid import Trailing
 from ornstein.diffusion.sampling import Sampling
 from ornstein.nn.codecnets import Conv, Dense
 from ornstein.nn.networks import MLP, UNet
-from ornstein.objectives.autoencoding import Autoencoding, Constrained
+from ornstein.objectives.adversarial import Adversarial
+from ornstein.objectives.autoencoding import Autoencoding, Beta, Constrained
+from ornstein.objectives.perceptual import Perceptual
 from ornstein.objectives.score_matching import ScoreMatching
 from ornstein.objectives.variational import Variational
 from ornstein.optim import HalfLife, Optim, Power
 from ornstein.recipe import Recipe, named
+from ornstein.run import Run
 from tests.contracts.families import ToyRecipe
 from tests.contracts.test_contracts import follow, rollout, vq
 
@@ -77,7 +82,13 @@ def score_family(name: str, _: Path) -> Recipe:
 
 
 # Autoencoders: penalties that look at the whole batch first, a multiplier and a codebook that are
-# learned without a gradient, moments of codes.
+# learned without a gradient, moments of codes; a discriminator of the objective's own.
+SHORT = OPTIM.model_copy(update={"samples": OPTIM.batch * 30 - 3})
+JUDGED = Autoencoding(
+    divergence=Beta(weight=1e-6),
+    perceptual=Perceptual(),
+    adversarial=Adversarial(channels=(4, 8), start=0.4),
+)
 CODECS: dict[str, tuple[str, dict[str, Any]]] = {
     "autoencoder": ("autoencoder", {}),
     "denoising-autoencoder": ("denoising_autoencoder", {}),
@@ -90,6 +101,7 @@ CODECS: dict[str, tuple[str, dict[str, Any]]] = {
     "vq-vae": ("vq_vae", {}),
     "fsq-vae": ("fsq_vae", {}),
     "vq-vae-2-codec": ("vq_vae_2_codec", {}),
+    "first-stage": ("autoencoder_kl", {"objective": JUDGED, "optim": SHORT}),
 }
 
 
@@ -97,7 +109,7 @@ def codec_family(name: str, _: Path) -> Recipe:
     """One of `CODECS`, small, on digits."""
     of, changed = CODECS[name]
     whole = named(of)
-    if isinstance(whole.model.bottleneck, VQ | FSQ | Hierarchy):
+    if isinstance(whole.model.nets, Conv):
         nets: Any = Conv(channels=(8, 8), flat=False)
     else:
         nets = Dense(hidden=(16,) if whole.model.nets.hidden else ())
@@ -114,6 +126,39 @@ def codec_family(name: str, _: Path) -> Recipe:
     return whole.but(**{"data": Digits(), "model": model, "optim": optim, **changed})
 
 
+# Models of sequences: times that are drawn, and states along a whole sequence.
+SEQUENCES = {"td-vae": "td_vae", "state-space": "state_space"}
+
+
+def sequence_family(name: str, _: Path) -> Recipe:
+    """One of `SEQUENCES`, small, on short sequences."""
+    whole = named(SEQUENCES[name])
+    small = {"nets": Dense(hidden=(16,)), "features": 8, "belief": 8, "units": 3, "hidden": 8}
+    if name == "td-vae":
+        small["reach"] = 3
+    data = Moving(name="moving_digits", frames=5, size=8, count=300)
+    optim = OPTIM.model_copy(update={"samples": OPTIM.batch * 60 - 3, "lr": whole.optim.lr})
+    return whole.but(data=data, model=whole.model.but(**small), optim=optim)
+
+
+def prior_family(folder: Path) -> Recipe:
+    """A prior over the codes of a codec, whose run stands in the folder after one update."""
+    codec = codec_family("vq-vae", folder)
+    once = codec.optim.model_copy(update={"samples": OPTIM.batch})
+    run = Run.create(codec.model_copy(update={"optim": once}), folder, "codec")
+    for _ in run.train(previews=False):
+        pass
+    whole, reference = named("code_prior"), RunRef(path=str(run.path))
+    network = PixelCNN(channels=8, layers=1, dropout=0.2)
+    optim = OPTIM.model_copy(update={"samples": OPTIM.batch * 80 - 3, "lr": whole.optim.lr})
+    return whole.but(
+        data=Digits(),
+        encoding=whole.encoding.but(codec=reference),
+        model=whole.model.but(codec=reference, network=network),
+        optim=optim,
+    )
+
+
 FAMILIES: dict[str, Callable[[Path], Recipe]] = {
     "ddpm": lambda _: recipe("ddpm", 40, Digits(), UNET),
     "ddpm-mlp": lambda _: recipe("ddpm", 90, MOONS, TOY),
@@ -126,6 +171,8 @@ FAMILIES: dict[str, Callable[[Path], Recipe]] = {
     "edm": lambda _: recipe("edm", 40, Digits(), UNET),
     **{name: partial(score_family, name) for name in SCORES},
     **{name: partial(codec_family, name) for name in CODECS},
+    **{name: partial(sequence_family, name) for name in SEQUENCES},
+    "code-prior": prior_family,
     "vector-quantised": lambda folder: longer(vq(folder), 200),
     "teacher-student": lambda folder: longer(follow(folder), 200),
     "sequence": lambda folder: longer(rollout(folder), 120),

@@ -23,7 +23,8 @@ from ornstein.noise import Noise
 
 
 class StateSpaceModule(FrameModule):
-    """Transition p_T and posterior q, by gated maps; see the file."""
+    """Transition p_T and posterior q, by gated maps; see the file. As in TD-VAE the transition is
+    said around z_{t−1}, and the posterior around its prior."""
 
     reach = 1
 
@@ -46,8 +47,8 @@ class StateSpaceModule(FrameModule):
         zero: all divergences are in `kl`); seen: x as the belief is shown it."""
         z, states, kl = self._start(len(x)), [], torch.zeros(len(x), device=x.device)
         for t, b in enumerate(self.beliefs(seen)[:, 1:].unbind(1)):
-            prior: Layered = self.p_t(z)
-            posterior: Layered = self.q(torch.cat((z, b), dim=-1))
+            prior = self._transition(z)
+            posterior: Layered = self.q(torch.cat((z, b), dim=-1), prior)
             z = posterior.draw(noise.child(f"state {t}"))
             kl = kl + posterior.kl(prior, z)
             states.append(z)
@@ -66,9 +67,13 @@ class StateSpaceModule(FrameModule):
     def jump(self, z: Tensor, frames: int, noise: Noise | None) -> Tensor:
         """The state `frames` later, of z [B, state], step by step."""
         for t in range(frames):
-            law: Layered = self.p_t(z)
-            z = law.draw(None if noise is None else noise.child(f"step {t}"))
+            z = self._transition(z).draw(None if noise is None else noise.child(f"step {t}"))
         return z
+
+    def _transition(self, z: Tensor) -> Layered:
+        """p_T(z_t|z_{t−1})."""
+        law: Layered = self.p_t(z, z)
+        return law
 
     def _start(self, batch: int) -> Tensor:
         return self.start.expand(batch, -1)
@@ -77,6 +82,7 @@ class StateSpaceModule(FrameModule):
         """z_0 and the states along x."""
         states = [self._start(len(x))]
         for t, b in enumerate(self.beliefs(x)[:, 1:].unbind(1)):
-            law: Layered = self.q(torch.cat((states[-1], b), dim=-1))
+            z = states[-1]
+            law: Layered = self.q(torch.cat((z, b), dim=-1), self._transition(z))
             states.append(law.draw(None if noise is None else noise.child(f"state {t}")))
         return states

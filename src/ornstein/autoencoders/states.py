@@ -53,43 +53,58 @@ class Normal(NamedTuple):
         return (0.5 * (torch.exp(2 * ratio) + apart.square() - 1) - ratio).sum(-1)
 
 
-class Layered(NamedTuple):
-    """The law of a state, the top layer first. layers: of each, its law given those above it,
-    [*, 0] for the top one. units: numbers of each layer."""
+class Layered:
+    """The law of a state, the top layer first. layers: of each, its law given those above it, which
+    are [*, 0] for the top one. units: numbers of each layer. none: [*, 0].
 
-    layers: tuple[Callable[[Tensor], Normal], ...]
-    units: int
-    none: Tensor
+    It remembers its last draw, whose density and divergences ask the layers no second time.
+    """
+
+    def __init__(
+        self, layers: tuple[Callable[[Tensor], Normal], ...], units: int, none: Tensor
+    ) -> None:
+        self.layers, self.units, self.none = layers, units, none
+        self._drawn: tuple[Tensor, list[Normal]] | None = None
 
     def draw(self, noise: Noise | None) -> Tensor:
         """A state [*, layers · units]; without noise the means, layer by layer."""
-        z = self.none
+        z, laws = self.none, []
         for i, layer in enumerate(self.layers):
             keyed = None if noise is None else noise.child(f"layer {i}")
-            z = torch.cat((z, layer(z).draw(keyed)), dim=-1)
+            laws.append(layer(z))
+            z = torch.cat((z, laws[-1].draw(keyed)), dim=-1)
+        self._drawn = z, laws
         return z
 
     def nats(self, z: Tensor) -> Tensor:
         """−log p(z|c), [*]."""
-        laws = self._given(z)
-        return sum((law.nats(own) for law, own in laws), torch.zeros_like(z[..., 0]))
+        parts = zip(self._given(z), self._split(z), strict=True)
+        return sum((law.nats(own) for law, own in parts), torch.zeros_like(z[..., 0]))
 
     def kl(self, other: Layered, z: Tensor) -> Tensor:
         """KL(self ‖ other) [*], of each layer given those above it as they are in z, a draw."""
         both = zip(self._given(z), other._given(z), strict=True)
-        return sum((own.kl(law) for (own, _), (law, _) in both), torch.zeros_like(z[..., 0]))
+        return sum((own.kl(law) for own, law in both), torch.zeros_like(z[..., 0]))
 
-    def _given(self, z: Tensor) -> list[tuple[Normal, Tensor]]:
-        """Each layer's law given those above it in z, and that layer of z."""
-        places = [i * self.units for i in range(len(self.layers))]
-        return [
-            (layer(z[..., :start]), z[..., start : start + self.units])
-            for layer, start in zip(self.layers, places, strict=True)
-        ]
+    def _given(self, z: Tensor) -> list[Normal]:
+        """Each layer's law given those above it in z."""
+        if self._drawn is not None and self._drawn[0] is z:
+            return self._drawn[1]
+        return [layer(z[..., : i * self.units]) for i, layer in enumerate(self.layers)]
+
+    def _split(self, z: Tensor) -> tuple[Tensor, ...]:
+        """The layers of a state, the top one first."""
+        return z.split(self.units, dim=-1)
 
 
 class States(nn.Module):
-    """c [*, given] -> the law of a state, by a gated map for each layer."""
+    """c [*, given] -> the law of a state, by a gated map for each layer.
+
+    A law may be said around another one, as its change: with N(m, s²) a layer of that one and
+    (δ, γ) the map's outputs, it is N(m + s δ, (s e^γ)²). Of a posterior around its prior the
+    divergence is then ½ (δ² + e^{2γ} − 1) − γ, whatever the prior is. Around a state z it is
+    N(z + δ, e^{2γ}).
+    """
 
     def __init__(self, given: int, layers: int, units: int, hidden: int) -> None:
         super().__init__()
@@ -98,9 +113,22 @@ class States(nn.Module):
             GatedMap(given + i * units, hidden, 2 * units) for i in range(layers)
         )
 
-    def forward(self, c: Tensor) -> Layered:
+    def forward(self, c: Tensor, around: Layered | Tensor | None = None) -> Layered:
+        def base(number: int, above: Tensor) -> Normal | None:
+            if isinstance(around, Layered):
+                return around.layers[number](above)
+            if around is None:
+                return None
+            own = around.split(self.units, dim=-1)[number]
+            return Normal(own, torch.zeros_like(own))
+
         def layer(number: int) -> Callable[[Tensor], Normal]:
-            return lambda above: self._normal(number, torch.cat((c, above), dim=-1))
+            def law(above: Tensor) -> Normal:
+                found = self._normal(number, torch.cat((c, above), dim=-1))
+                known = base(number, above)
+                return found if known is None else _changed(known, found)
+
+            return law
 
         return Layered(tuple(map(layer, range(len(self.maps)))), self.units, c[..., :0].float())
 
@@ -108,3 +136,8 @@ class States(nn.Module):
         out = self.maps[number](given)
         mean, log_std = out.to(torch.promote_types(out.dtype, torch.float32)).chunk(2, dim=-1)
         return Normal(mean, log_std.clamp(-FLAT, FLAT))
+
+
+def _changed(law: Normal, by: Normal) -> Normal:
+    log_std = (law.log_std + by.log_std).clamp(-FLAT, FLAT)
+    return Normal(law.mean + law.log_std.exp() * by.mean, log_std)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ornstein.autoencoders.state_space_model import StateSpaceModule
     from ornstein.autoencoders.tdvae_model import TDVAEModule
     from ornstein.data.info import DataInfo
+    from ornstein.nn.sequence import Memory
 
 
 class Sequential(Choice):
@@ -53,7 +54,7 @@ class Sequential(Choice):
         """Numbers of a state."""
         return self.layers * self.units
 
-    def parts(self, info: DataInfo) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+    def parts(self, info: DataInfo) -> tuple[nn.Module, Memory, nn.Module, nn.Module]:
         """Encoder, memory, decoder and likelihood. Raises: ConfigError for data that are no
         sequences."""
         from ornstein.nn.sequence import Memory
@@ -99,6 +100,7 @@ class TDVAE(Sequential):
         from ornstein.autoencoders.tdvae_model import TDVAEModule
 
         parts = self.parts(info)
+        belief = parts[1].size
         if self.reach > info.shape[0]:
             raise ConfigError(
                 f"sequences of {info.shape[0]} frames have no jumps of {self.reach}; write "
@@ -111,9 +113,9 @@ class TDVAE(Sequential):
 
         return TDVAEModule(
             *parts,
-            states(self.belief),
-            states(self.state + 2 * self.belief + told),
-            states(self.state + told),
+            states(belief),
+            states(self.state + 2 * belief + told),
+            states(self.state + told + self.state * told),
             self.reach,
             self.timed,
         )
@@ -131,6 +133,6 @@ class StateSpace(Sequential):
         from ornstein.autoencoders.states import States
 
         parts = self.parts(info)
-        posterior = States(self.state + self.belief, self.layers, self.units, self.hidden)
+        posterior = States(self.state + parts[1].size, self.layers, self.units, self.hidden)
         transition = States(self.state, self.layers, self.units, self.hidden)
         return StateSpaceModule(*parts, posterior, transition, self.state)

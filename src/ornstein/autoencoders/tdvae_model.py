@@ -71,6 +71,9 @@ class FrameModule(nn.Module):
 class TDVAEModule(FrameModule):
     """The four laws, of which belief, smoothing and transition are gated maps; the fourth is what
     decoder and likelihood make. reach: the longest jump; timed: whether they are told its length.
+
+    Smoothing is said around the belief at t₁, transition around z_t₁: what is known already, or
+    stays as it is, need not be learned anew.
     """
 
     def __init__(
@@ -96,12 +99,17 @@ class TDVAEModule(FrameModule):
 
     def smoothing(self, z2: Tensor, b1: Tensor, b2: Tensor, jump: Tensor) -> Layered:
         """q_S(z_t₁|z_t₂, b_t₁, b_t₂)."""
-        law: Layered = self.q_s(torch.cat((z2, b1, b2, self._told(jump, z2)), dim=-1))
+        told = torch.cat((z2, b1, b2, self._told(jump, z2)), dim=-1)
+        law: Layered = self.q_s(told, self.belief(b1))
         return law
 
     def transition(self, z1: Tensor, jump: Tensor) -> Layered:
         """p_T(z_t₂|z_t₁), jump = t₂ − t₁, int64 [*], 1 to `reach`."""
-        law: Layered = self.p_t(torch.cat((z1, self._told(jump, z1)), dim=-1))
+        told = self._told(jump, z1)
+        # A jump of each length has weights of its own for the state.
+        by_length = (z1.unsqueeze(-1) * told.unsqueeze(-2)).flatten(-2)
+        told = torch.cat((z1, told, by_length), dim=-1)
+        law: Layered = self.p_t(told, z1)
         return law
 
     def _told(self, jump: Tensor, like: Tensor) -> Tensor:

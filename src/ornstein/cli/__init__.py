@@ -36,6 +36,7 @@ COMMANDS = {
     "recipes": "List the recipes.",
     "interpolate": "Draw the way from one image to another through the latents of a run.",
     "reconstruct": "Show held-out samples beside an autoencoder's reconstructions, and measure.",
+    "predict": "Predict the frames of held-out sequences, beside what they are, and measure.",
     "latents": "Draw what the numbers of an autoencoder's code mean, and where samples lie.",
     "encode": "Write the codes of images by a trained autoencoder: safetensors and a manifest.",
     "decode": "Write the images that a trained autoencoder makes of a folder of codes.",

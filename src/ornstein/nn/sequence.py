@@ -1,6 +1,6 @@
 """What sees a sequence in order, and the gated maps between the states of one.
 
-    memory      b_t = r(b_{t−1}, e_t), b_0 learned; b [B, T + 1, width] of e [B, T, features]
+    memory      m_t = r(m_{t−1}, e_t),  b_t = (m_t, e_t),  b_0 learned
     gated map   D(u) = W₃ [tanh(W₁ u + c₁) ⊙ σ(W₂ u + c₂)] + c₃
 
 S. Hochreiter, J. Schmidhuber 1997, "Long short-term memory"; K. Cho et al. 2014, arXiv:1406.1078,
@@ -17,20 +17,27 @@ from torch import Tensor, nn
 
 
 class Memory(nn.Module):
-    """e [B, T, features] -> b [B, T + 1, width]: what is known before the first frame, and after
-    each one. b_t depends on e_1 ... e_t only."""
+    """e [B, T, features] -> b [B, T + 1, size]: what is known before the first frame, and after
+    each one. b_t depends on e_1 ... e_t only.
+
+    It has e_t beside what a recurrent cell of this width keeps. So the cell need not say again what
+    the last frame shows, and learns what it alone can: how frames follow each other. size: numbers
+    of a belief.
+    """
 
     def __init__(self, features: int, width: int, kind: Literal["lstm", "gru"]) -> None:
         super().__init__()
         cell = nn.LSTM if kind == "lstm" else nn.GRU
         self.cell = cell(features, width, batch_first=True)
-        self.start = nn.Parameter(torch.zeros(width))
+        self.size = width + features
+        self.start = nn.Parameter(torch.zeros(self.size))
 
     def forward(self, e: Tensor) -> Tensor:
         first = self.start.expand(len(e), 1, -1)
         if e.shape[1] == 0:
             return first
-        later, _ = self.cell(e)
+        kept, _ = self.cell(e)
+        later = torch.cat((kept, e.to(kept)), dim=-1)
         return torch.cat((first.to(later), later), dim=1)
 
 
