@@ -102,16 +102,16 @@ def test_joint_draws_have_the_law(label):
     coarse, fine = Level(2, ()), Level(3, (1, 2))
     top = prior(coarse, classes=2)
     both = prior(coarse, fine, classes=2, given=top)
-    drawn = both.draw(Noise.of(0, "draw", 20_000), label)
-    assert drawn.shape == (20_000, 3)
+    drawn = both.draw(Noise.of(0, "draw", 8_000), label)
+    assert drawn.shape == (8_000, 3)
     options = every(coarse, fine)
     law = sum(both.parts(options, label)).neg().exp()
     counts = frequencies(drawn, options)
-    assert ((counts - 20_000 * law).square() / (20_000 * law)).sum() < 17 + 5 * 5.8
-    cooled = both.draw(Noise.of(1, "draw", 20_000), label, 0.5)
+    assert ((counts - 8_000 * law).square() / (8_000 * law)).sum() < 17 + 5 * 5.8
+    cooled = both.draw(Noise.of(1, "draw", 8_000), label, 0.5)
     law = sum(both.parts(options, label, 0.5)).neg().exp()
     counts = frequencies(cooled, options)
-    assert ((counts - 20_000 * law).square() / (20_000 * law)).sum() < 17 + 5 * 5.8
+    assert ((counts - 8_000 * law).square() / (8_000 * law)).sum() < 17 + 5 * 5.8
 
 
 def test_coarser_codes_are_those_that_their_own_run_draws():
