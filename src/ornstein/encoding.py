@@ -81,16 +81,15 @@ class Trained(NamedTuple):
         device = next(self.codec.parameters()).device
         return torch.from_numpy(x).to(device, torch.float32) * a + b
 
-    @torch.no_grad()
     def encode(self, x: np.ndarray, form: str) -> np.ndarray:
         """Codes of native values [B, *shape]: z float32 [B, *latent], or int32 [B, places]."""
-        code = self.codec.encode(self.seen(x))
+        with torch.no_grad():
+            code = self.codec.encode(self.seen(x))
         if form == "latents":
             return code.z.float().cpu().numpy()
         assert code.indices is not None  # `codebooks` has been asked for
         return code.indices.flatten(1).to(torch.int32).cpu().numpy()
 
-    @torch.no_grad()
     def law(self, x: Tensor, form: str, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """Indices float32 [B, places] of x at the codec's scale, and −log p(x|z) by its parts in
         nats, each [B]: with −log p(indices), which a prior gives, a bound on −log p(x).
@@ -106,15 +105,16 @@ class Trained(NamedTuple):
             )
         found = nats(self.codec, self.info.scaled(self.range), x, noise, 1)
         law: Any = self.codec.likelihood
-        code = self.codec.encode(law.seen(x, noise.child("seen")))
+        with torch.no_grad():
+            code = self.codec.encode(law.seen(x, noise.child("seen")))
         assert code.indices is not None
         given = {name: part for name, part in found.parts.items() if name != "kl"}
         return code.indices.flatten(1).to(torch.float32), given
 
-    @torch.no_grad()
     def decode(self, codes: Tensor, form: str) -> Tensor:
         """E[x|z] at the codec's scale, [B, *shape], of z or of indices as `encode` gives them."""
-        return self.codec.mean(self.latent(codes, form))
+        with torch.no_grad():
+            return self.codec.mean(self.latent(codes, form))
 
     def latent(self, codes: Tensor, form: str) -> Tensor:
         """z [B, *latent], which the decoder takes, of what `encode` gives."""
