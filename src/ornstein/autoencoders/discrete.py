@@ -77,7 +77,7 @@ class Codebooks(Protocol):
 def split(flat: Tensor, levels: Sequence[Level]) -> list[Tensor]:
     """The indices of each level, [B, *size], of a flat code [B, P]."""
     assert flat.shape[1:] == (sum(one.places for one in levels),), "a code of other levels"
-    parts = flat.split([one.places for one in levels], 1)
+    parts = torch.split(flat, [one.places for one in levels], 1)
     return [part.reshape(len(flat), *one.size) for part, one in zip(parts, levels, strict=True)]
 
 

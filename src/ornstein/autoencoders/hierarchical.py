@@ -99,7 +99,8 @@ class HierarchyModule(nn.Module):
         u = self._given(top.z)
         bottom = self.bottom(self.merge(torch.cat((h, u), 1)), noise)
         kl = None if top.kl is None or bottom.kl is None else top.kl + bottom.kl
-        costs, stats = {}, {}
+        costs: dict[str, Tensor] = {}
+        stats: dict[str, Tensor] = {}
         for name, code in (("top", top), ("bottom", bottom)):
             costs |= {f"{of}/{name}": cost for of, cost in code.penalties.items()}
             if name == "top" or self.top.has_started():
