@@ -80,16 +80,8 @@ def joint_of(seed, layers=3):
     """The same as one Gaussian: what is drawn is affine in the draws, one by one."""
     size = 2 * layers
 
-    class Units:
-        def child(self, purpose):
-            self.layer = int(purpose.split()[-1])
-            return self
-
-        def normal(self, draw, shape, dtype):
-            rows = torch.cat((torch.zeros(1, size), torch.eye(size))).to(dtype)
-            return rows[:, 2 * self.layer : 2 * self.layer + 2]
-
-    mean, *columns = law_of(seed, size + 1, layers).draw(Units())
+    units = torch.cat((torch.zeros(1, size), torch.eye(size))).double()
+    mean, *columns = law_of(seed, size + 1, layers).at(units)
     factor = torch.stack([column - mean for column in columns], dim=1)
     return distributions.MultivariateNormal(mean, factor @ factor.T)
 
@@ -239,7 +231,7 @@ def test_the_objective_is_the_notes_equation():
     first, jump = times(context.noise.child("times"), 6, 3, 2)
     states = context.noise.child("states")
     drawn = {
-        name: [states.child(f"{name} state").child(f"layer {i}").normal(0, (2, 3)) for i in (0, 1)]
+        name: states.child(f"{name} state").normal(0, (2, 6)).split(3, -1)
         for name in ("later", "earlier")
     }
     e = torch.stack([model.encoder(row) for row in x])
@@ -284,8 +276,7 @@ def test_a_step_by_step_bound_is_the_papers_sum():
         prior = z + shift, spread
         shift, widening = model.q.maps[0](torch.cat((z, b[:, t + 1]), -1)).chunk(2, -1)
         mean, log_std = prior[0] + spread.exp() * shift, spread + widening
-        noise = Noise.of(0, "z", 3).child(f"state {t}").child("layer 0")
-        z = mean + log_std.exp() * noise.normal(0, (3,))
+        z = mean + log_std.exp() * Noise.of(0, "z", 3).normal(0, (6, 3))[:, t]
         q, p = (distributions.Normal(m, s.exp()) for m, s in ((mean, log_std), prior))
         kl = kl + distributions.kl_divergence(q, p).sum(-1)
         said = distributions.Normal(model.decoder(z), 0.5)

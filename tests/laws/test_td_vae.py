@@ -40,7 +40,9 @@ class Full(NamedTuple):
         return distributions.MultivariateNormal(self.mean, self.covariance)
 
     def draw(self, noise):
-        eps = noise.normal(0, self.mean.shape[1:], self.mean.dtype)
+        return self.at(noise.normal(0, self.mean.shape[1:], self.mean.dtype))
+
+    def at(self, eps):
         return self.mean + eps @ torch.linalg.cholesky(self.covariance).mT
 
     def nats(self, z):
@@ -181,7 +183,7 @@ class Points:
     def normal(self, draw, shape, dtype):
         n = len(self.places) * self.width
         points = math.sqrt(n) * torch.cat((torch.eye(n), -torch.eye(n))).to(dtype)
-        return points[:, self.start : self.start + self.width]
+        return points[:, self.start : self.start + self.width].reshape(-1, *shape)
 
     @classmethod
     def of(cls, *purposes):
@@ -472,7 +474,7 @@ def test_the_baselines_bound_is_short_of_the_truth_by_what_filtering_does_not_kn
         Affine(m.move, m.drift, m.moved), D,
     )  # fmt: skip
     found.start = nn.Parameter(m.start)
-    points = Points.of(*[f"state {t}" for t in range(T)])
+    points = Points({"states": 0}, D * T, 0)
     prior = chain(m.start, [(m.move, m.drift, m.moved)] * T)
     reads = torch.block_diag(*[m.shown] * T)
     both = torch.cat((torch.eye(D * T, dtype=torch.float64), reads))

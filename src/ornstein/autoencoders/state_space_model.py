@@ -46,10 +46,12 @@ class StateSpaceModule(FrameModule):
         """The bound on −log p(x) of whole sequences x [B, T, C, H, W], each part [B] (`jump` is
         zero: all divergences are in `kl`); seen: x as the belief is shown it."""
         z, states, kl = self._start(len(x)), [], torch.zeros(len(x), device=x.device)
+        # All at once, since a draw of a few numbers takes as long as one of many.
+        eps = noise.normal(0, (x.shape[1], z.shape[-1]), z.dtype)
         for t, b in enumerate(self.beliefs(seen)[:, 1:].unbind(1)):
             prior = self._transition(z)
             posterior: Layered = self.q(torch.cat((z, b), dim=-1), prior)
-            z = posterior.draw(noise.child(f"state {t}"))
+            z = posterior.at(eps[:, t])
             kl = kl + posterior.kl(prior, z)
             states.append(z)
         nats = self.frame_nats(torch.stack(states, dim=1), x).sum(1)

@@ -34,12 +34,9 @@ class Normal(NamedTuple):
     mean: Tensor
     log_std: Tensor
 
-    def draw(self, noise: Noise | None) -> Tensor:
-        """μ + s ε; without noise, μ."""
-        if noise is None:
-            return self.mean
-        eps = noise.normal(0, self.mean.shape[1:], self.mean.dtype)
-        return self.mean + self.log_std.exp() * eps
+    def at(self, eps: Tensor | None) -> Tensor:
+        """μ + s ε; without ε, μ."""
+        return self.mean if eps is None else self.mean + self.log_std.exp() * eps
 
     def nats(self, z: Tensor) -> Tensor:
         """−log N(z), summed over the units, [*]."""
@@ -68,11 +65,19 @@ class Layered:
 
     def draw(self, noise: Noise | None) -> Tensor:
         """A state [*, layers · units]; without noise the means, layer by layer."""
+        if noise is None:
+            return self.at(None)
+        size = len(self.layers) * self.units
+        return self.at(noise.normal(0, (*self.none.shape[1:-1], size), self.none.dtype))
+
+    def at(self, eps: Tensor | None) -> Tensor:
+        """The state that standard normal numbers eps, as many as it has, are turned into; without
+        them the means, layer by layer."""
         z, laws = self.none, []
-        for i, layer in enumerate(self.layers):
-            keyed = None if noise is None else noise.child(f"layer {i}")
+        parts = [None] * len(self.layers) if eps is None else self._split(eps)
+        for layer, part in zip(self.layers, parts, strict=True):
             laws.append(layer(z))
-            z = torch.cat((z, laws[-1].draw(keyed)), dim=-1)
+            z = torch.cat((z, laws[-1].at(part)), dim=-1)
         self._drawn = z, laws
         return z
 

@@ -36,18 +36,20 @@ class Sequential(Choice):
     """What models of sequences of frames share: how a frame is seen and said, and what a state is.
 
     nets: of single frames. features: what the encoder tells the memory of a frame. belief: numbers
-    of b_t. layers, units: a state z is so many layers of so many numbers. hidden: of the gated
-    maps.
+    of b_t that a memory keeps, beside the features of the last frame. layers, units: a state z is
+    so many layers of so many numbers. hidden: of the gated maps. likelihood: a normal law whose std
+    is learned makes it small before motion is learned, which is then lost beside what a sharper
+    frame is worth; one that is about the data's own leaves the nats of motion their weight.
     """
 
-    nets: CodecNet = Dense(hidden=(256, 128))
-    features: int = Field(128, ge=1, le=65536, description="numbers that are told of a frame")
+    nets: CodecNet = Dense(hidden=(128,))
+    features: int = Field(64, ge=1, le=65536, description="numbers that are told of a frame")
     memory: Literal["lstm", "gru"] = "lstm"
     belief: int = Field(64, ge=1, le=65536, description="numbers of what is known of the past")
     layers: int = Field(2, ge=1, le=16, description="of a state")
-    units: int = Field(8, ge=1, le=65536, description="numbers of each layer")
-    hidden: int = Field(64, ge=1, le=65536, description="width of the gated maps")
-    likelihood: LikelihoodChoice = Normal(std=None)
+    units: int = Field(16, ge=1, le=65536, description="numbers of each layer")
+    hidden: int = Field(128, ge=1, le=65536, description="width of the gated maps")
+    likelihood: LikelihoodChoice = Normal(std=0.5)
 
     @property
     def state(self) -> int:
@@ -90,7 +92,7 @@ class TDVAE(Sequential):
     """
 
     kind: Literal["td_vae"] = "td_vae"
-    reach: int = Field(8, ge=1, le=1000, description="J, the longest jump in frames")
+    reach: int = Field(4, ge=1, le=1000, description="J, the longest jump in frames")
     timed: bool = Field(True, description="whether a transition is told how far it goes")
 
     def build(self, info: DataInfo, load: Load) -> TDVAEModule:

@@ -36,7 +36,7 @@ class Jumps(Choice):
     """
 
     kind: Literal["jumps"] = "jumps"
-    pairs: int = Field(4, ge=1, le=1000, description="of times, of each sequence at each update")
+    pairs: int = Field(8, ge=1, le=1000, description="of times, of each sequence at each update")
 
     @property
     def range(self) -> tuple[float, float]:

@@ -12,6 +12,6 @@ RECIPE = Recipe(
     data=Moving(name="moving_digits"),
     model=StateSpace(),
     objective=WholeSequence(),
-    optim=Optim(lr=1e-3, batch=64, samples=500_000, warmup=5_000, averages=(Power(width=0.07),)),
+    optim=Optim(lr=3e-3, batch=32, samples=200_000, warmup=5_000, averages=(Power(width=0.07),)),
     generation=Rollout(),
 )
