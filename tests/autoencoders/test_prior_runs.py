@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import distributed, multiprocessing
 
 from ornstein.autoencoders.bottlenecks import VQ, Hierarchy
 from ornstein.autoencoders.decoding import Decoding
@@ -20,6 +21,7 @@ from ornstein.noise import Noise
 from ornstein.optim import HalfLife
 from ornstein.recipe import Recipe, named
 from ornstein.run import Run
+from ornstein.training import TrainState, train
 
 CHANGES: dict[str, Any] = {
     "batch": 20,
@@ -128,6 +130,34 @@ def test_micro_batches_change_nothing(runs, tmp_path):
     one, other = fine.learner("none"), trained(whole, tmp_path, "whole").learner("none")
     for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def after_updates(path: Path, micro: int | None = None) -> list[torch.Tensor]:
+    """What a few updates make of the weights of a run, on the ranks that there are."""
+    run = Run.open(path)
+    optim = run.recipe.optim.but(batch=30, micro_batch=micro)
+    state = TrainState(run.untrained(), optim)
+    for _ in train(state, run.source(), optim, 120, run.recipe.seed):
+        pass
+    kept = [state.learner, *state.averages.values()]
+    return [tensor.clone() for module in kept for tensor in module.state_dict().values()]
+
+
+def worker(rank: int, path: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save(after_updates(path, micro=7), folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(runs, tmp_path):
+    path = runs[2].path
+    multiprocessing.spawn(worker, (path, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    for a, b, c in zip(after_updates(path), first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert torch.equal(b, c)
 
 
 def test_a_prior_of_another_codec_is_refused(runs, tmp_path):
