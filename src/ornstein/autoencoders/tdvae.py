@@ -5,10 +5,16 @@
     z_t --decoder--> p_D(x_t|z_t)
 
 K. Gregor et al. 2019, "Temporal difference variational auto-encoder", arXiv:1806.03107, trained
-with notes eq 14 (`autoencoders/jumps.py`). What differs from the paper: p_T and q_S are told how
-long the jump is (`timed`), since jumps of random length would otherwise be predicted as a mixture
-over lengths; the layers of the state share one memory; and t₁ = 0, the belief about no past at
-all, is among the times, so that sequences can be drawn from nothing.
+with notes eq 14 (`autoencoders/jumps.py`). What differs from the paper:
+
+    p_T, q_S    are told how long the jump is (`timed`), p_T with weights of its own for each
+                length: jumps of random length would otherwise be predicted as a mixture
+    t₁ = 0      the belief about no past at all, is among the times: sequences start from it
+    b_t         has the encoding of the last frame beside the memory, which the layers of z share
+    laws        of a layer are changes: q_S of the belief at t₁, p_T of z_t₁
+
+The last two leave the mathematics as it is: they spare the memory and the maps what is known
+already, so that what is left to learn is how frames follow each other.
 """
 
 from __future__ import annotations
