@@ -174,6 +174,10 @@ def test_a_file_of_features_is_found_from_anywhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert Perceptual(features="eye.safetensors").features == str(tmp_path / "eye.safetensors")
     assert Perceptual().features == "random"
+    with pytest.raises(ValueError, match="is not a path"):
+        Perceptual(features="~no-such-user/eye.safetensors")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Perceptual(features="eye\0").build(INFO)
 
 
 def small(**objective) -> Recipe:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ornstein.errors import ConfigError, clip, quote
+from ornstein.errors import ConfigError, clip, printable, quote
 from ornstein.noise import Noise
 
 if TYPE_CHECKING:
@@ -168,14 +168,19 @@ def read_features(path: Path, info: DataInfo) -> FeatureNet:
     from safetensors.torch import load
 
     try:
-        if path.stat().st_size > MAX_FILE:
-            raise ConfigError(f"{path} is larger than {MAX_FILE >> 20} MiB")
-        content = path.read_bytes()
-    except OSError as error:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
         raise ConfigError(
-            f"objective.perceptual.features: {path} cannot be read ({error.strerror}); give the "
-            "path of a safetensors file, or write random"
+            f"objective.perceptual.features: {printable(str(path))} cannot be read "
+            f"({getattr(error, 'strerror', error)}); give the path of a safetensors file, or write "
+            "random"
         ) from error
+    if len(content) > MAX_FILE:
+        raise ConfigError(
+            f"objective.perceptual.features: {path} is larger than {MAX_FILE >> 20} MiB; write "
+            "random, or name a smaller network"
+        )
     try:
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

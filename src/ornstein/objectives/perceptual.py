@@ -37,7 +37,12 @@ class Perceptual(Choice):
     @classmethod
     def _from_anywhere(cls, features: str) -> str:
         # A run is opened from other folders than the one that it was made in.
-        return features if features == "random" else str(Path(features).expanduser().absolute())
+        if features == "random":
+            return features
+        try:
+            return str(Path(features).expanduser().absolute())
+        except (OSError, RuntimeError) as error:  # ~nobody, or the folder that we are in is gone
+            raise ValueError(f"{features!r} is not a path: {error}") from error
 
     def build(self, info: DataInfo) -> PerceptualDistance:
         """d(x, y) of images at the model's scale, as `info` is.
