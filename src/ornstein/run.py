@@ -202,12 +202,18 @@ class Run:
 
         Raises: ConfigError where there is none, with the nearest name.
         """
+        if str(path).startswith(plans.MARK):
+            raise ConfigError(
+                f"this recipe builds on a stage {str(path).removeprefix(plans.MARK)!r} of a plan; "
+                "train a plan (`ornstein recipes` lists them), or write the path of a run, such as "
+                f"encoding.codec.path=runs/NAME, wherever the recipe says {path}"
+            )
         runs = Path(runs)
         for place in (Path(path), runs / path):
             path = plans.result(place) or path  # the run that a plan is for
         found = next((p for p in (Path(path), runs / path) if (p / "recipe.yaml").is_file()), None)
         if found is None:
-            known = [path.name for path in run_folders(runs)]
+            known = [str(path.relative_to(runs)) for path in run_folders(runs)]
             hint = nearest(str(path), known) or f"; there are no runs in {runs} yet"
             if path and Path(path).is_dir():
                 raise ConfigError(f"{path} is not a run: it has no recipe.yaml{hint}")

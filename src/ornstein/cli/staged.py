@@ -10,9 +10,10 @@ from pathlib import Path
 from ornstein import fsops, ranks
 from ornstein.cli.carry import Outcome, say
 from ornstein.cli.request import Request, data_words
-from ornstein.errors import CheckpointError, ConfigError
+from ornstein.errors import CheckpointError, ConfigError, nearest
 from ornstein.log import locked
 from ornstein.plan import FILE, MARK, Asked, Plan, Stage, keep, named, names, resolved
+from ornstein.recipe import names as recipes
 from ornstein.settings import load_yaml
 
 
@@ -22,6 +23,15 @@ def is_plan(recipe: str) -> bool:
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return "stages" in load_yaml(path)
     return recipe in names()
+
+
+def check_name(recipe: str) -> None:
+    """Raises: ConfigError for a word that is neither a recipe nor a plan nor a file, with the
+    nearest that is one."""
+    known = [*recipes(), *names()]
+    path = Path(recipe)
+    if recipe not in known and path.suffix not in (".yaml", ".yml") and not path.is_file():
+        raise ConfigError(f"there is no recipe {recipe!r}{nearest(recipe, known)}")
 
 
 def request(

@@ -107,6 +107,7 @@ def train(
         if dry_run:
             return staged.dry_run(plan, folder, rehearsed)
         return together(gpus, lambda: staged.carry_out(plan, folder, fresh, trained))
+    staged.check_name(recipe)
     options = {"optim.minutes": minutes, "optim.samples": samples, "seed": seed}
     asked = request(recipe, data, file, options, overrides)
     check_options(recipe, runs, save_every, allow_change)
