@@ -99,7 +99,7 @@ class Layered:
 
     def _split(self, z: Tensor) -> tuple[Tensor, ...]:
         """The layers of a state, the top one first."""
-        return z.split(self.units, dim=-1)
+        return torch.split(z, self.units, dim=-1)
 
 
 class States(nn.Module):
@@ -124,7 +124,7 @@ class States(nn.Module):
                 return around.layers[number](above)
             if around is None:
                 return None
-            own = around.split(self.units, dim=-1)[number]
+            own = torch.split(around, self.units, dim=-1)[number]
             return Normal(own, torch.zeros_like(own))
 
         def layer(number: int) -> Callable[[Tensor], Normal]:
