@@ -590,7 +590,7 @@ class Run:
         own = _share(range(len(x)), batch)
         with ranks.alike():
             for part in own or [range(1)]:
-                values = torch.from_numpy(x[part.start : part.stop]).to(self.device, torch.float32)
+                values = self._values(x[part.start : part.stop])
                 ids = torch.tensor(part, device=self.device)
                 noise = Noise.of(seed, "likelihood", ids)
                 seen, given = values * a + b, dict[str, Tensor]()
@@ -635,7 +635,7 @@ class Run:
         a, b = self.info.affine(self.recipe.objective.range)
         found = []
         for start in range(0, len(x), batch):
-            part = torch.from_numpy(x[start : start + batch]).to(self.device, torch.float32)
+            part = self._values(x[start : start + batch])
             found.append(how.encode(model, info, part * a + b).cpu().numpy())
         return np.concatenate(found)
 
@@ -656,7 +656,7 @@ class Run:
         self._check_shape(z, batch, "decoded are latents", how.latent(model, info))
         found = []
         for start in range(0, len(z), batch):
-            part = torch.from_numpy(z[start : start + batch]).to(self.device, torch.float32)
+            part = self._values(z[start : start + batch])
             found.append(self.native(how.decode(model, info, part)))
         return np.concatenate(found)
 
@@ -687,8 +687,12 @@ class Run:
     def _reconstructed(self, model: Any, how: Reconstructs, x: np.ndarray) -> np.ndarray:
         """One batch of `reconstruct`."""
         a, b = self.info.affine(self.recipe.objective.range)
-        values = torch.from_numpy(x).to(self.device, torch.float32) * a + b
+        values = self._values(x) * a + b
         return self.native(how.reconstruct(model, self.recipe.at_model_scale(self.info), values))
+
+    def _values(self, x: np.ndarray) -> Tensor:
+        """A copy on the run's device; what is mapped from a file must not be written to."""
+        return torch.tensor(x, dtype=torch.float32, device=self.device)
 
     def _check_shape(self, x: np.ndarray, batch: int, what: str, shape: tuple[int, ...]) -> None:
         if tuple(x.shape[1:]) != shape or len(x) < 1 or batch < 1:
