@@ -25,16 +25,19 @@ from pydantic.fields import FieldInfo
 
 import ornstein.cli as cli
 from ornstein.autoencoders.bottlenecks import FSQ
+from ornstein.autoencoders.prior import CodePrior
 from ornstein.choice import Choice, by_kind, elements, members
 from ornstein.cli import COMMANDS
 from ornstein.diffusion.grid import Explicit
+from ornstein.diffusion.learned import Learned
+from ornstein.encoding import Encoding
 from ornstein.errors import ConfigError
 from ornstein.nn.codecnets import Conv, Dense
 from ornstein.nn.networks import UNet
 from ornstein.objectives.denoising import Denoising
 from ornstein.objectives.score_matching import ScoreMatching
 from ornstein.optim import Optim
-from ornstein.recipe import Recipe, named, names
+from ornstein.recipe import FAMILIES, Recipe, named, names
 from ornstein.sentences import paths
 from ornstein.settings import difference, flatten, resolve, to_yaml
 
@@ -71,6 +74,7 @@ falling = st.lists(kinds_of_unit, min_size=1, max_size=4, unique=True).map(
 ranges = st.none() | falling.map(lambda x: [-x[0], x[-1]])
 SHAPED: dict[tuple[type[Choice], str], st.SearchStrategy[Any]] = {
     (Explicit, "times"): falling,
+    (Learned, "rows"): st.integers(1, 4).map(lambda n: [[1.0], *[[1.5, -0.5]] * (n - 1)]),
     (Optim, "betas"): st.lists(kinds_of_unit, min_size=2, max_size=2),
     (UNet, "channels"): st.lists(st.integers(1, 8192), min_size=1, max_size=5),
     (UNet, "attention"): st.lists(st.sampled_from([1, 2, 4]), max_size=3),
@@ -188,7 +192,27 @@ def settled(cls: type[Choice], values: dict[str, Any]) -> Choice:
             values = {name: value for name, value in values.items() if name not in doomed}
 
 
-recipes = drawn(Recipe)
+@st.composite
+def whole(draw: Any) -> Recipe:
+    """Any recipe of parts that go with a kind of models, which parts drawn one by one seldom do; a
+    prior sees the codes of the codec that it names."""
+    pairs = [(kind, one) for kind in FAMILIES for one in FAMILIES[kind].objectives]
+    kind, objective = draw(st.sampled_from(pairs))
+    drawings = FAMILIES[kind].drawings
+    values: dict[str, Any] = {"model": draw(drawn(kind))}
+    if isinstance(values["model"], CodePrior):
+        codec = values["model"].codec
+        values["encoding"] = draw(drawn(Encoding)).but(codec=codec, form="codes")
+    values["objective"] = draw(drawn(objective))
+    for name in ("generation", "preview")[: 1 + draw(st.booleans())]:
+        values[name] = draw(st.one_of([drawn(option) for option in drawings]))
+    for name, field in Recipe.model_fields.items():
+        if name not in (*values, "preview") and (field.is_required() or draw(st.booleans())):
+            values[name] = draw(of_field(Recipe, name))
+    return settled(Recipe, values)
+
+
+recipes = whole()
 
 
 def words(recipe: Recipe) -> list[str]:
