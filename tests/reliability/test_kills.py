@@ -7,8 +7,8 @@ the optimizer's state, objective's buffers included, and `metrics.jsonl`, which 
 update once and in order. What a kill costs is counted in updates: all but the last one of those
 that are done again were done within one save interval.
 
-    python -m pytest tests/reliability/test_kills.py -s               2 kills a family, and a summary
-    python -m pytest tests/reliability/test_kills.py -s -m slow       23 kills a family
+    python -m pytest tests/reliability/test_kills.py -s             2 kills a family, and a summary
+    python -m pytest tests/reliability/test_kills.py -s -m slow     23 kills a family
 """
 
 from __future__ import annotations
