@@ -10,11 +10,12 @@ from ornstein.recipe import Recipe
 
 CODEC = RunRef(path="stage:codec")  # of a plan; by itself, the run of a codec
 
+# 32 channels learn as much in the same minutes on a processor as 64 do.
 RECIPE = Recipe(
     name="code_prior",
     encoding=Encoding(codec=CODEC, form="codes"),
-    model=CodePrior(codec=CODEC, network=PixelCNN(dropout=0.1)),
+    model=CodePrior(codec=CODEC, network=PixelCNN(channels=32, dropout=0.1)),
     objective=Codes(),
-    optim=Optim(lr=1e-3, batch=64, samples=300_000, warmup=5_000, averages=(Power(width=0.07),)),
+    optim=Optim(lr=1e-3, batch=64, samples=150_000, warmup=5_000, averages=(Power(width=0.07),)),
     generation=CodeDrawing(),
 )

@@ -4,10 +4,9 @@ from ornstein.autoencoders.prior import PixelCNN
 from ornstein.choice import RunRef
 from ornstein.recipes.code_prior import RECIPE as CODE_PRIOR
 
-# Whatever is far away the coarser codes tell, so that attention pays least here.
 RECIPE = CODE_PRIOR.but(
     name="code_prior_fine",
     model=CODE_PRIOR.model.but(
-        level=1, given=RunRef(path="stage:top"), network=PixelCNN(attention=False, dropout=0.1)
+        level=1, given=RunRef(path="stage:top"), network=PixelCNN(channels=32, dropout=0.1)
     ),
 )
