@@ -10,7 +10,7 @@ from ornstein.recipe import Recipe
 
 CODEC = RunRef(path="stage:codec")  # of a plan; by itself, the run of a codec
 
-# 32 channels learn as much in the same minutes on a processor as 64 do.
+# As wide as two cores can train in some minutes; the papers have hundreds of channels.
 RECIPE = Recipe(
     name="code_prior",
     encoding=Encoding(codec=CODEC, form="codes"),
