@@ -73,9 +73,9 @@ def test_what_is_kept_has_a_closed_form():
     """Weights, one average, two moments and a step for each tensor; gradients once more."""
     run = planned(*TINY)
     found = count(run)
-    parameters = list(run._learner().parameters())
+    parameters = list(run.untrained().parameters())
     tensors = [p.numel() for p in parameters]
-    assert not list(run._learner().buffers())
+    assert not list(run.untrained().buffers())
     assert found.gradients == 4 * sum(tensors)
     assert found.kept == 4 * 4 * sum(tensors) + 4 * len(tensors)
     # The moments make the largest file, which is serialised in two steps; and those of 3×3
@@ -104,7 +104,7 @@ def test_the_size_of_a_checkpoint(tmp_path):
 def test_numbers_of_an_estimate(tmp_path):
     run = planned(*TINY, "optim.batch=8", runs=tmp_path)
     found = estimate(run)
-    parameters = sum(p.numel() for p in run._learner().parameters())
+    parameters = sum(p.numel() for p in run.untrained().parameters())
     assert (found.parameters, found.trained, found.averages) == (parameters, parameters, 1)
     assert found.micro_batch is None
     assert len(found.seconds) >= 1
