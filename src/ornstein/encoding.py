@@ -178,7 +178,7 @@ def encoded(
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     folder = cache / "encoded" / key[:24]
     if not folder.is_dir():
-        write(folder, about, _parts(dataset, trained, how.form, progress))
+        write(folder, about, parts(dataset, trained, how.form, progress))
     x, _ = read(folder, about)
     if len(x) != len(dataset.x):
         raise DataError(
@@ -206,10 +206,13 @@ def encoded(
     )
 
 
-def _parts(
+def parts(
     dataset: Dataset, trained: Trained, form: str, progress: Progress | None
 ) -> Iterator[np.ndarray]:
-    """The codes of all samples in order, some at a time."""
+    """The codes of all samples in order, as `Trained.encode` gives them, some at a time.
+
+    Raises: DataError for codes that are not finite, naming the samples.
+    """
     count = len(dataset.x)
     for start in range(0, count, BATCH):
         x = dataset.x[np.arange(start, min(start + BATCH, count))]

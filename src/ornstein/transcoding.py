@@ -26,7 +26,7 @@ from ornstein.choice import RunRef
 from ornstein.data import encoded
 from ornstein.data.images import SUFFIXES
 from ornstein.data.info import BadFile
-from ornstein.encoding import BATCH, Trained
+from ornstein.encoding import BATCH, Trained, parts
 from ornstein.errors import ConfigError, DataError, StorageError, quote
 from ornstein.latent_moments import latent_moments
 from ornstein.run import Run, codec_of
@@ -98,7 +98,7 @@ def encode(
     if found is not None:
         about["moments"] = found._asdict()
     names = _names(dataset)
-    encoded.write(out, about, _codes(dataset, trained, form, progress), names=names, option="--out")
+    encoded.write(out, about, parts(dataset, trained, form, progress), names=names, option="--out")
     shards, _ = encoded.read(out)
     return Encoded(len(shards), shards.shape[1:], found, bad, False)
 
@@ -205,23 +205,6 @@ def _limits(trained: Trained) -> np.ndarray:
 def _names(dataset: Dataset) -> Sequence[str]:
     """The names of samples that files gave, where they did."""
     return dataset.names if len(dataset.names) == len(dataset.x) else ()
-
-
-def _codes(
-    dataset: Dataset, trained: Trained, form: Form, progress: Progress | None
-) -> Iterator[np.ndarray]:
-    count = len(dataset.x)
-    for start in range(0, count, BATCH):
-        x = np.asarray(dataset.x[np.arange(start, min(start + BATCH, count))])
-        found = trained.encode(x, form)
-        if not np.isfinite(found).all():
-            raise DataError(
-                f"the codec {trained.name} gives codes that are not finite for samples {start:,} "
-                f"to {start + len(x) - 1:,}; train it with a lower optim.lr"
-            )
-        yield found
-        if progress is not None:
-            progress(start + len(x), count)
 
 
 def _there(out: Path) -> tuple[encoded.Shards, dict[str, Any]]:
