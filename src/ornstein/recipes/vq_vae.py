@@ -11,7 +11,7 @@ from ornstein.recipe import Recipe
 
 RECIPE = Recipe(
     name="vq_vae",
-    # Places are a quarter as many a side as pixels, or half for the smallest pictures.
+    # Places are a quarter as many a side as pixels.
     model=Autoencoder(
         nets=Conv(channels=(16, 32, 64), flat=False),
         units=16,
