@@ -84,6 +84,26 @@ def test_a_word_for_no_stage_is_refused(word, wanted):
         resolved(tiny(), None, [word])
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("name: x\nstages: {}\n", "one stage or more"),
+        ("stages: [1]\n", "stages is a section of stages"),
+        ("name: Two Words\nstages: {codec: {recipe: vq_vae}}\n", "name.*Two Words"),
+        ("stages: {My Codec: {recipe: vq_vae}}\n", "small letters.*My Codec"),
+        ("stages: {optim: {recipe: vq_vae}}\n", "not like a setting"),
+        ("stages: {codec: {recipe: vq_va}}\n", "did you mean 'vq_vae'"),
+        ("stages: {codec: {}}\n", "there is no recipe ''"),
+        ("data: digits\nstages: {codec: {recipe: vq_vae}}\n", "no 'data'"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_refused(text, wanted, tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=wanted):
+        resolved(None, path)
+
+
 def test_a_plan_is_in_order():
     later = tiny().stages[::-1]
     with pytest.raises(ValueError, match="'latent' builds on 'codec', which is no stage before"):

@@ -10,12 +10,12 @@ other stages and the codec are worth. The codes are those that the run is traine
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from ornstein import fsops
+from ornstein import fsops, ranks
 from ornstein.choice import Choice
 from ornstein.errors import ConfigError
 from ornstein.metrics.estimate import estimate
@@ -52,11 +52,6 @@ class CodeNats(Choice):
     splits: dict[Split, tuple[LevelNats, ...]]
 
 
-class _Part(NamedTuple):
-    name: Split
-    ids: np.ndarray
-
-
 @torch.no_grad()
 def code_nats(run: Run, how: Any, average: str = "", count: int = 1000) -> CodeNats:
     """What the codes of `count` samples of each split cost, at most; kept in the run's folder.
@@ -72,7 +67,8 @@ def code_nats(run: Run, how: Any, average: str = "", count: int = 1000) -> CodeN
     places = [level.places for level in model.levels]
     found: dict[Split, tuple[LevelNats, ...]] = {}
     counts: dict[Split, int] = {}
-    for name, ids in (_Part("train", codes.train), _Part("held_out", codes.held_out)):
+    splits: dict[Split, np.ndarray] = {"train": codes.train, "held_out": codes.held_out}
+    for name, ids in splits.items():
         if not len(ids):
             continue
         chosen = permutation(0, "likelihood", 0, len(ids))[:count].numpy()
@@ -92,12 +88,13 @@ def code_nats(run: Run, how: Any, average: str = "", count: int = 1000) -> CodeN
     result = CodeNats(
         weights=run.weights(average), samples_trained=run.samples, counts=counts, splits=found
     )
-    fsops.replace(run.path / FILE, result.model_dump_json(indent=1).encode())
+    if ranks.leads():
+        fsops.replace(run.path / FILE, result.model_dump_json(indent=1).encode())
     return result
 
 
 def table(found: CodeNats) -> list[list[str]]:
-    """Rows for a person: a line for each level, and one for all of them."""
+    """Rows for a person: a head, and a line for each level."""
     words: dict[Split, str] = {"train": "training", "held_out": "held-out"}
     head = ["codes"]
     for name, count in found.counts.items():

@@ -33,7 +33,6 @@ from ornstein.choice import Choice, RunRef, pinned, references
 from ornstein.errors import CheckpointError, ConfigError, nearest, of_section, quote
 from ornstein.recipe import Recipe
 from ornstein.recipe import named as recipe_named
-from ornstein.recipe import names as recipe_names
 from ornstein.settings import Section, resolve
 from ornstein.yamltree import load, to_text
 
@@ -134,9 +133,9 @@ def resolved(base: Plan | None, file: Path | None = None, words: Sequence[str] =
     own = {stage.name: stage.recipe for stage in base.stages} if base else {}
     for name, section in sections.items():
         if "recipe" in section or name not in own:
-            start = str(section.get("recipe", section.get("name", "")))
-            known = start in recipe_names() or "recipe" in section or name not in own
-            own[name] = recipe_named(start) if known else own[name]
+            own[name] = recipe_named(str(section.get("recipe", section.get("name", ""))))
+    if not own:
+        raise ConfigError(f"file {file}: a plan has one stage or more below stages")
     by_stage: dict[str, list[str]] = {name: [] for name in own}
     for word in words:
         first, dot, rest = word.partition(".")
@@ -151,7 +150,7 @@ def resolved(base: Plan | None, file: Path | None = None, words: Sequence[str] =
                 f"{quote(word)}: settings of a plan begin with the name of a stage, such as "
                 f"{next(iter(own))}.optim.lr=1e-3{hint}"
             )
-    stages: list[Stage] = []
+    recipes: dict[str, Recipe] = {}
     provenance: dict[str, Mapping[str, str]] = {}
     notes: list[str] = []
     for name, recipe in own.items():
@@ -159,14 +158,18 @@ def resolved(base: Plan | None, file: Path | None = None, words: Sequence[str] =
         layer = None if file is None else Section(file, tree)
         with of_section(f"stage {name}"):
             found = resolve(Recipe, recipe, layer, by_stage[name])
-        stages.append(Stage(name=name, recipe=found.value))
+        recipes[name] = found.value
         provenance[name] = found.provenance
         notes += [f"{name}: {note}" for note in found.notes]
     try:
-        name = str(given.get("name", base.name if base else "plan"))
-        plan = Plan(name=name, stages=tuple(stages))
+        stages = tuple(Stage(name=name, recipe=recipe) for name, recipe in recipes.items())
+        called = str(given.get("name", base.name if base else "plan"))
+        plan = Plan(name=called, stages=stages)
     except ValidationError as error:
-        raise ConfigError(str(error.errors()[0]["ctx"]["error"])) from error
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"]))
+        told = f"{where}: {wrong['msg']}, got {quote(str(wrong['input']))}"
+        raise ConfigError(str(wrong.get("ctx", {}).get("error", told))) from error
     return Asked(plan, provenance, tuple(notes))
 
 
